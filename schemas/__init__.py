@@ -1,0 +1,1 @@
+"""Our own words, shared by every part and light to import: standard library only."""

@@ -1,0 +1,111 @@
+"""A booking in our words: its statuses, its columns, and how a value travels through JSON.
+
+Knows no provider's words and no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final
+
+
+class Status(StrEnum):
+    """The six words of ours that every provider's words are mapped to."""
+
+    HOLD = "hold"
+    """The slot is blocked while somebody is at a checkout; it ends by itself within minutes."""
+    PENDING = "pending"
+    """Asked for or set aside; something is outstanding (payment, approval, a waiting list)."""
+    CONFIRMED = "confirmed"
+    """Will take place as far as the provider is concerned."""
+    COMPLETED = "completed"
+    """The provider says that it is over."""
+    CANCELLED = "cancelled"
+    """Will not take place, whoever ended it and however."""
+    UNKNOWN = "unknown"
+    """A word that we cannot place, or none; the row is kept and shows `provider_status`."""
+
+
+COLUMNS: Final[Mapping[str, type]] = {
+    "reference": str,
+    "status": Status,
+    "provider_status": str,
+    "date": date,
+    "starts_at": datetime,
+    "ends_at": datetime,
+    "timezone": str,
+    "resource_id": str,
+    "resource_name": str,
+    "party_size": int,
+    "quantity": int,
+    "items": list,
+    "customer_id": str,
+    "customer_name": str,
+    "customer_email": str,
+    "customer_phone": str,
+    "currency": str,
+    "total": Decimal,
+    "paid": Decimal,
+    "note": str,
+    "source": str,
+    "cancel_reason": str,
+    "details": dict,
+    "provider_created_at": datetime,
+    "provider_updated_at": datetime,
+}
+"""The columns of `bookings` that an event can speak of, with the type of a value that is not null."""
+
+
+def check(said: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError, naming the column, where a value is not of its column's type."""
+    for column, value in said.items():
+        if column not in COLUMNS:
+            raise ValueError(f"{column} is no column of bookings")
+        if value is None:
+            if column in ("status", "items", "details"):
+                raise ValueError(f"{column} cannot be null")
+            continue
+        kind = COLUMNS[column]
+        right = type(value) is kind if kind in (int, date) else isinstance(value, kind)
+        if not right:
+            raise TypeError(f"{column} takes {kind.__name__}, not {type(value).__name__}")
+        if kind is datetime and value.utcoffset() is None:
+            raise ValueError(f"{column} needs a time zone")
+
+
+def to_json(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON has them: instants in UTC as ISO 8601, days as ISO 8601, money as decimal text."""
+    return {column: _plain(value) for column, value in said.items()}
+
+
+def from_json(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `to_json`."""
+    return {column: _typed(column, value) for column, value in said.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _typed(column: str, value: Any) -> Any:
+    if value is None:
+        return None
+    kind = COLUMNS[column]
+    if kind is datetime:
+        return datetime.fromisoformat(value)
+    if kind is date:
+        return date.fromisoformat(value)
+    return kind(value) if kind in (Decimal, Status) else value
