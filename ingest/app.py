@@ -1,0 +1,154 @@
+"""The receiver: a Starlette app whose hook is a plain ASGI callable.
+
+`create` is what uvicorn runs: `uvicorn ingest.app:create --factory --loop uvloop --http httptools --no-access-log`
+(no access log, because the URL holds the endpoint's token).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ingest import settings as environment
+from ingest.door import Doors, Entrance
+from ingest.inbox import Inbox, NotDurable, connect
+from ingest.nudge import Nudge
+from ingest.settings import RETRY_AFTER, Settings
+from schemas.delivery import RawDelivery, new_id, now
+from schemas.endpoints import ConfigError
+
+log = logging.getLogger("reservoir")
+
+ACCEPTED = Response(status_code=200)
+NOT_FOUND = Response(status_code=404)
+TOO_LARGE = Response(status_code=413, headers={"connection": "close"})
+NOT_NOW = Response(status_code=503, headers={"retry-after": str(RETRY_AFTER)})
+
+
+class TooLarge(Exception):
+    """The body is larger than we take."""
+
+
+class HungUp(Exception):
+    """The sender left before the body was complete."""
+
+
+class Hook:
+    """`/hooks/{endpoint}/{token}`: the right door, the size limit, the commit, an empty 200."""
+
+    def __init__(self, doors: Doors, inbox: Inbox, body_limit: int) -> None:
+        self._doors = doors
+        self._inbox = inbox
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(HungUp):
+            response = await self._answer(scope, receive)
+            await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        names = scope["path_params"]
+        received_at = now()
+        entrance = self._doors.find(names["endpoint"], names["token"], received_at)
+        if entrance is None:
+            return NOT_FOUND
+        refusal = _refusal(entrance, scope)
+        if refusal is not None:
+            return refusal
+        try:
+            body = await self._body(scope, receive)
+        except TooLarge:
+            log.warning("action=refuse endpoint=%s reason=too-large", entrance.endpoint.name)
+            return TOO_LARGE
+        raw = RawDelivery(
+            id=new_id(),
+            endpoint=entrance.endpoint.name,
+            method=scope["method"],
+            received_at=received_at,
+            headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]),
+            body=body,
+        )
+        try:
+            await self._inbox.commit(raw, entrance.endpoint.provider)
+        except NotDurable as error:
+            log.error("action=refuse endpoint=%s reason=not-durable error=%s", raw.endpoint, error)
+            return NOT_NOW
+        return ACCEPTED
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The body as it came. Raises TooLarge, as early as it is known, and HungUp."""
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if announced.isdigit() and int(announced) > self._body_limit:
+            raise TooLarge
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise HungUp
+            body += message.get("body", b"")
+            if len(body) > self._body_limit:
+                raise TooLarge
+            if not message.get("more_body", False):
+                return bytes(body)
+
+
+def _refusal(entrance: Entrance, scope: Scope) -> Response | None:
+    """The answer to a request that is no delivery; None for one that is."""
+    method, door = scope["method"], entrance.door
+    if method in door.methods:
+        return None
+    if method in ("GET", "HEAD"):
+        wanted = (door.message_id_header or "").encode()
+        named = any(name == wanted and value.strip() for name, value in scope["headers"])
+        # A GET without a message id is somebody's browser or an uptime probe: kept nowhere.
+        return None if named and method == "GET" else ACCEPTED
+    return Response(status_code=405, headers={"allow": ", ".join(sorted({*door.methods, "GET", "HEAD"}))})
+
+
+async def healthz(request: Request) -> Response:
+    """The process lives."""
+    return PlainTextResponse("alive\n")
+
+
+def build(settings: Settings) -> Starlette:
+    """The receiver with its parts."""
+    inbox = Inbox(connect(settings.redis_url, settings.patience), Nudge(), settings.patience)
+    hook = Hook(Doors(settings.config, settings.secret), inbox, settings.body_limit)
+
+    async def readyz(request: Request) -> Response:
+        """A delivery can be made durable now."""
+        if await inbox.ready():
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("not ready: redis takes no write\n", 503, {"retry-after": str(RETRY_AFTER)})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with inbox:
+            for name, value in (await inbox.undurable()).items():
+                log.error("action=start REDIS IS NOT DURABLE: %s is %r; a 2xx may be lost", name, value)
+            yield
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/hooks/{endpoint}/{token}", hook),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def create() -> Starlette:
+    """The app from the environment; a bad configuration ends the process with one line."""
+    try:
+        return build(environment.read())
+    except ConfigError as error:
+        sys.exit(f"reservoir: {error}")

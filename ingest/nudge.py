@@ -1,0 +1,54 @@
+"""The Celery message that names a delivery, as a template that Celery itself renders once at start.
+
+Celery's wire format changes with its versions, so it is never written by hand. What differs per message are the task's
+id (the delivery's own, so that Flower shows one task per delivery), the delivery tag, the queue and the arguments.
+**Every message needs a delivery tag of its own**: it is the key under which Redis remembers an unacknowledged message.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from celery import Celery
+
+from schemas.delivery import PROCESS
+
+_ID: Final = "00000000-0000-7000-8000-00000000aaaa"
+_QUEUE: Final = "queue-to-be-filled-in"
+_TAG: Final = "tag-to-be-filled-in"
+_BODY: Final = "body-to-be-filled-in"
+
+
+class Nudge:
+    """Renders messages for the queues of Celery's Redis transport: `LPUSH <queue> <message>`."""
+
+    def __init__(self) -> None:
+        message = _rendered()
+        payload = json.loads(base64.b64decode(message["body"]))
+        message["body"] = _BODY
+        message["properties"]["delivery_tag"] = _TAG
+        self._message = json.dumps(message)
+        self._payload = json.dumps(payload)
+
+    def message(self, delivery_id: UUID, queue: str) -> bytes:
+        """One message. It carries the delivery's id and nothing else."""
+        identity = str(delivery_id)
+        body = base64.b64encode(self._payload.replace(_ID, identity).encode()).decode()
+        filled = self._message.replace(_ID, identity).replace(_QUEUE, queue)
+        return filled.replace(_TAG, str(uuid4())).replace(_BODY, body).encode()
+
+
+def _rendered() -> dict[str, Any]:
+    """One message as Celery would send it, caught in a broker that lives in memory."""
+    app = Celery("reservoir", broker="memory://", set_as_current=False)
+    app.conf.update(task_serializer="json", accept_content=["json"], task_ignore_result=True)
+    arguments: Sequence[str] = [_ID]
+    with app.connection_for_write() as connection:
+        app.send_task(PROCESS, args=arguments, task_id=_ID, queue=_QUEUE, connection=connection)
+        channel: Any = connection.default_channel
+        message: dict[str, Any] = channel._get(_QUEUE)  # the transport's own way of taking one off
+    return message
