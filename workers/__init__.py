@@ -1,0 +1,1 @@
+"""Everything after the queue: from the raw request to the row in `bookings`."""

@@ -1,0 +1,236 @@
+"""Performs the calls that providers describe: the only HTTP that leaves us. Knows no delivery and no table.
+
+Keys and tokens are filled in here and shown nowhere: an error names the call, never its URL.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from schemas.endpoints import Endpoint
+from workers.errors import (
+    CredentialsMissing,
+    CredentialsRefused,
+    DeliveryError,
+    ProviderUnavailable,
+    Refused,
+    Throttled,
+)
+from workers.provider import Answer, Auth, Call, Provider
+from workers.reading import storable
+from workers.tokens import OAuthClient, Token, Tokens
+
+TIMEOUT: Final = httpx.Timeout(10.0, connect=3.0)
+LARGEST: Final = 8 * 1024 * 1024
+"""Bytes of an answer that we read."""
+
+
+def client() -> httpx.Client:
+    """One HTTP client for a worker process: connections are kept, redirects with our keys are not followed."""
+    return httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers={"user-agent": "reservoir"})
+
+
+def api_base(provider: Provider, endpoint: Endpoint) -> str | None:
+    """Where this endpoint's API lives, without a slash at the end."""
+    return provider.api_base(endpoint) or provider.api_url
+
+
+def oauth_client(provider: Provider, endpoint: Endpoint, secrets: Mapping[str, str]) -> OAuthClient | None:
+    """Our application at the provider; None where the endpoint has no client id and secret."""
+    if provider.oauth is None or not endpoint.has("client_id", "client_secret"):
+        return None
+    host = endpoint.api_url or provider.api_url
+    return OAuthClient(
+        authorize_url=f"{host}{provider.oauth.authorize}",
+        token_url=f"{host}{provider.oauth.token}",
+        scope=provider.oauth.scope,
+        client_id=secrets["client_id"],
+        client_secret=secrets["client_secret"],
+    )
+
+
+@dataclass
+class Cache:
+    """Answers that may serve other deliveries for a while; of one process."""
+
+    _kept: dict[tuple[str, str], tuple[float, Answer]] = field(default_factory=dict)
+
+    def get(self, endpoint: str, call: Call) -> Answer | None:
+        """The answer, while it is fresh."""
+        until, answer = self._kept.get((endpoint, call.name), (0.0, None))
+        return answer if answer is not None and time.monotonic() < until else None
+
+    def put(self, endpoint: str, call: Call, answer: Answer) -> None:
+        """Keeps an answer for as long as the call allows."""
+        if call.cache is None or not answer.ok:
+            return
+        if len(self._kept) > 1000:
+            self._kept.clear()
+        self._kept[(endpoint, call.name)] = (time.monotonic() + call.cache.total_seconds(), answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Performs the calls of one endpoint."""
+
+    http: httpx.Client
+    provider: Provider
+    endpoint: Endpoint
+    secrets: Mapping[str, str] = field(repr=False)
+    tokens: Tokens
+    cache: Cache
+    clock: Callable[[], datetime]
+
+    def __call__(self, call: Call) -> Answer:
+        """The answer: a 2xx, or a status that the call accepts.
+
+        Raises ProviderUnavailable (no answer, 5xx, no JSON), Throttled (429, 503), CredentialsMissing and
+        CredentialsRefused (401, also after a refresh; 403), Refused (any other status).
+        """
+        kept = self.cache.get(self.endpoint.name, call)
+        if kept is not None:
+            return kept
+        answer = self._answer(call, self._performed(call))
+        self.cache.put(self.endpoint.name, call, answer)
+        return answer
+
+    # --- asking ---
+
+    def _performed(self, call: Call) -> Reply:
+        token = self._token(refused=None) if call.auth is Auth.OAUTH else None
+        reply = self._send(call, token)
+        if token is not None and _refuses_token(reply):
+            reply = self._send(call, self._token(refused=token.access_token))
+            if _refuses_token(reply):
+                raise CredentialsRefused(f"{call.name}: the token is refused, also after a refresh")
+        return reply
+
+    def _token(self, refused: str | None) -> Token:
+        """A pasted ACCESS_TOKEN as it is; else the kept token, renewed where it has ended or was refused."""
+        if self.endpoint.has("access_token"):
+            if refused is not None:
+                raise CredentialsRefused("ACCESS_TOKEN is refused; paste a new one")
+            return Token(access_token=self.secrets["access_token"])
+        application = oauth_client(self.provider, self.endpoint, self.secrets)
+
+        def renew(refresh_token: str) -> Token:
+            if application is None:
+                raise CredentialsMissing("the token has ended; renewing it takes CLIENT_ID and CLIENT_SECRET")
+            return application.refresh(self.http, refresh_token, self.clock())
+
+        return self.tokens.fresh(self.endpoint.name, refused, renew)
+
+    def _send(self, call: Call, token: Token | None) -> Reply:
+        base = api_base(self.provider, self.endpoint)
+        if base is None:
+            raise CredentialsMissing(f"{call.name}: the endpoint names no api_url")
+        path, headers = call.path, {}
+        if call.auth is Auth.KEY_IN_PATH:
+            path = path.replace("{key}", quote(self._secret("api_key"), safe=""))
+        elif call.auth is Auth.BEARER_KEY:
+            headers["authorization"] = f"Bearer {self._secret('api_key')}"
+        elif token is not None:
+            headers["authorization"] = f"Bearer {token.access_token}"
+        request = self.http.build_request(call.method, base + path, params=dict(call.params) or None, headers=headers)
+        try:
+            response = self.http.send(request, auth=self._basic(call) or httpx.USE_CLIENT_DEFAULT, stream=True)
+            try:
+                return _whole(call, response)
+            finally:
+                response.close()
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            # `from None`: the chained exception holds the request, and with it the URL and the headers.
+            raise ProviderUnavailable(f"{call.name}: {type(error).__name__}") from None
+
+    def _basic(self, call: Call) -> httpx.BasicAuth | None:
+        if call.auth is Auth.BASIC_EMPTY_USER:
+            return httpx.BasicAuth("", self._secret("api_key"))
+        if call.auth is Auth.BASIC_KEY_SECRET:
+            return httpx.BasicAuth(self._secret("api_key"), self._secret("api_secret"))
+        return None
+
+    def _secret(self, what: str) -> str:
+        if what not in self.secrets:
+            raise CredentialsMissing(f"{self.endpoint.variable(what)} is not set")
+        return self.secrets[what]
+
+    # --- reading the answer ---
+
+    def _answer(self, call: Call, reply: Reply) -> Answer:
+        if not 200 <= reply.status < 300 and reply.status not in call.accepts:
+            raise self._failure(call, reply)
+        return Answer(status=reply.status, body=_document(call, reply), at=self.clock())
+
+    def _failure(self, call: Call, reply: Reply) -> DeliveryError:
+        said = f"{call.name}: answered {reply.status}"
+        if reply.status in (429, 503):
+            return Throttled(said, after=retry_after(reply.headers.get("retry-after"), self.clock()))
+        if reply.status in (401, 403):
+            return CredentialsRefused(said)
+        if reply.status >= 500 or reply.status < 400 or reply.status in (408, 425):
+            return ProviderUnavailable(said)
+        return Refused(said)
+
+
+def _refuses_token(reply: Reply) -> bool:
+    """A 401; or a body with the key `error`, which is an OAuth error whatever the status
+    (lockmepl/oauth2-lockme, Lockme.php, checkResponse)."""
+    if reply.status == 401:
+        return True
+    if reply.status >= 500 or not reply.content.lstrip().startswith(b"{"):
+        return False
+    try:
+        return "error" in json.loads(reply.content)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _document(call: Call, reply: Reply) -> Any:
+    """The JSON of an answer. Of a refusal that the call accepts, the status is enough."""
+    if reply.status >= 300 or (call.method != "GET" and not reply.content.strip()):
+        return None
+    try:
+        return storable(json.loads(reply.content))
+    except (ValueError, RecursionError):
+        raise ProviderUnavailable(f"{call.name}: answered {reply.status} without JSON") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, read whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+def _whole(call: Call, response: httpx.Response) -> Reply:
+    """The response with its body read, up to a limit. Raises ProviderUnavailable."""
+    read = bytearray()
+    for chunk in response.iter_bytes():
+        read += chunk
+        if len(read) > LARGEST:
+            raise ProviderUnavailable(f"{call.name}: answered more than {LARGEST} bytes")
+    return Reply(response.status_code, response.headers, bytes(read))
+
+
+def retry_after(value: str | None, now: datetime) -> timedelta | None:
+    """`Retry-After` in either of its forms (seconds, HTTP date); None where it is missing or nonsense."""
+    if value is None:
+        return None
+    try:
+        if value.strip().isdigit():
+            return timedelta(seconds=int(value))
+        when = parsedate_to_datetime(value)
+        return max(timedelta(), (when if when.tzinfo else when.replace(tzinfo=UTC)) - now)
+    except (ValueError, OverflowError):
+        return None

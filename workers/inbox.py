@@ -1,0 +1,43 @@
+"""The inbox as the workers see it: raw requests that the receiver committed and Postgres does not have yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+from redis import Redis
+
+from schemas.delivery import INBOX, Malformed, RawDelivery
+
+
+class Inbox:
+    """A Redis hash: delivery id → raw request."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def get(self, delivery_id: UUID) -> bytes | None:
+        """The packed request; None when it has landed already."""
+        packed = self._redis.hget(INBOX, str(delivery_id))
+        return packed if packed is None or isinstance(packed, bytes) else bytes(str(packed), "latin-1")
+
+    def forget(self, delivery_id: UUID) -> None:
+        """Removes what Postgres has."""
+        self._redis.hdel(INBOX, str(delivery_id))
+
+    def waiting(self) -> Iterator[tuple[UUID, bytes]]:
+        """Every request that has not landed; one that comes or goes meanwhile may be left out or told twice."""
+        for field, packed in self._redis.hscan_iter(INBOX, count=500):
+            yield UUID(field.decode()), packed
+
+    def size(self) -> int:
+        """How many requests have not landed."""
+        return int(self._redis.hlen(INBOX))
+
+
+def unpacked(delivery_id: UUID, packed: bytes) -> RawDelivery | None:
+    """The request; None where this version cannot read the entry."""
+    try:
+        return RawDelivery.unpack(delivery_id, packed)
+    except Malformed:
+        return None

@@ -1,0 +1,72 @@
+"""A delivery in a worker's hands, as values: what is held, and what becomes of it. Knows no SQL and no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from schemas.delivery import RawDelivery, State
+from workers.errors import DeliveryError
+from workers.provider import Answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Landing:
+    """A raw request on its way into `deliveries`."""
+
+    raw: RawDelivery
+    provider: str
+    message_id: str | None = None
+    origin: str = "webhook"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A delivery that this worker holds now."""
+
+    raw: RawDelivery
+    provider: str
+    state: State
+    attempt: int
+    """Counts this one, from 1."""
+    message_id: str | None = None
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    applied: bool = False
+    """An earlier attempt already changed a row."""
+    acknowledged: bool = False
+    """The provider already knows that it is safe."""
+    acknowledge_attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What becomes of a delivery, as far as it is known before the save."""
+
+    state: State | None
+    """None: it follows from what the events do to their rows."""
+    reason: str | None = None
+    error: str | None = None
+    next_attempt_at: datetime | None = None
+    acknowledge: bool = False
+    """The provider must be told, once this is committed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """Nothing more to do today."""
+
+    state: State | None
+    """None: somebody else settled it meanwhile."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComesBack:
+    """It is looked at again at that time; Flower shows it as a retry, with the error."""
+
+    at: datetime
+    error: DeliveryError
+
+
+Fate = Done | ComesBack

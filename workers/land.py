@@ -1,0 +1,51 @@
+"""From the inbox to `deliveries`, byte for byte. Knows nothing of what happens to a delivery afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from schemas.delivery import RawDelivery
+from schemas.endpoints import Config
+from workers.inbox import Inbox, unpacked
+from workers.job import Landing
+from workers.provider import Provider
+from workers.store import Store
+
+NOBODY: Final = "unknown"
+"""In place of a provider, where no endpoint of that name is configured."""
+
+
+def land(
+    delivery_id: UUID,
+    inbox: Inbox,
+    store: Store,
+    config: Config,
+    providers: Mapping[str, Provider],
+    now: datetime,
+) -> None:
+    """Puts a request into Postgres and only then out of the inbox; one that has landed already is left alone."""
+    packed = inbox.get(delivery_id)
+    if packed is None:
+        return
+    store.land([landing(delivery_id, packed, config, providers, now)], now)
+    inbox.forget(delivery_id)
+
+
+def landing(
+    delivery_id: UUID, packed: bytes, config: Config, providers: Mapping[str, Provider], now: datetime
+) -> Landing:
+    """A request with what its row must know. An entry that cannot be read is kept as the body of a delivery that
+    belongs to nobody, and so ends up parked."""
+    raw = unpacked(delivery_id, packed)
+    if raw is None:
+        return Landing(
+            raw=RawDelivery(id=delivery_id, endpoint="?", method="?", received_at=now, body=packed), provider=NOBODY
+        )
+    endpoint = config.endpoints.get(raw.endpoint)
+    provider = providers.get(endpoint.provider) if endpoint else None
+    if provider is None:
+        return Landing(raw=raw, provider=NOBODY)
+    return Landing(raw=raw, provider=provider.name, message_id=provider.message_id(raw))

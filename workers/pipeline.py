@@ -1,0 +1,276 @@
+"""One delivery's life after landing: verify, look up, normalize, save, acknowledge.
+
+Reads as the way that it describes. The store and whoever performs calls come as arguments; knows no SQL, no HTTP
+client, no Celery, and no provider's words.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from random import Random
+from typing import Any, Final, Protocol, TypeVar
+
+from schemas.booking import COLUMNS
+from schemas.delivery import OPEN, State
+from schemas.endpoints import Config, Endpoint
+from workers.errors import AwaitingBooking, DeliveryError, Malformed, OurFault, Park, UnknownEndpoint
+from workers.job import ComesBack, Done, Fate, Job, Verdict
+from workers.provider import Answer, Call, Element, Event, Failed, Ignored, Incoming, Provider, Recall
+from workers.reading import clean, storable
+from workers.retry import RetryAt, decide
+
+T = TypeVar("T")
+
+LONGEST_KEY: Final = 200
+MOST_LOOKUPS: Final = 500
+_INT4: Final = range(-(2**31), 2**31)
+
+Asks = Callable[[Call], Answer]
+"""Performs a call of one endpoint. Raises Park or Again."""
+
+
+class Keeps(Protocol):
+    """What the pipeline wants of the store; `workers.store.Store` says what each does."""
+
+    def message_is_known(self, job: Job) -> bool: ...
+    def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]: ...
+    def save(
+        self,
+        job: Job,
+        said: Sequence[tuple[int, Event]] | None,
+        verdict: Verdict,
+        *,
+        parser: int,
+        answers: Mapping[str, Answer],
+        now: datetime,
+    ) -> State | None: ...
+    def wake_waiting(self, endpoint: str, now: datetime) -> int: ...
+    def acknowledged(self, job: Job, now: datetime) -> None: ...
+    def acknowledge_again(self, job: Job, at: datetime | None) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the way of a delivery is put together from."""
+
+    store: Keeps
+    providers: Mapping[str, Provider]
+    config: Config
+    secrets_of: Callable[[Endpoint], Mapping[str, str]]
+    asks_for: Callable[[Provider, Endpoint], Asks]
+    clock: Callable[[], datetime]
+    chance: Random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a delivery was found to say, and what kept us from finding more."""
+
+    elements: Sequence[Element] | None = None
+    """None: it was not read at all."""
+    answers: Mapping[str, Answer]
+    trouble: DeliveryError | None = None
+    safe: bool = True
+    """Its whole content is in our hands, so the provider may forget it once this is committed."""
+
+    @property
+    def said(self) -> list[tuple[int, Event]] | None:
+        """The events with their place in the body."""
+        if self.elements is None:
+            return None
+        return [(place, element) for place, element in enumerate(self.elements) if isinstance(element, Event)]
+
+
+def process(job: Job, parts: Parts) -> Fate:
+    """Takes a delivery that this worker holds as far as it goes today."""
+    endpoint = parts.config.endpoints.get(job.raw.endpoint)
+    provider = parts.providers.get(endpoint.provider) if endpoint else None
+    if endpoint is None or provider is None:
+        return set_aside(job, parts, UnknownEndpoint())
+    passage = _Passage(replace(job, provider=provider.name), parts, provider, endpoint)
+    return passage.through() if job.state in OPEN else passage.acknowledge(Done(state=job.state))
+
+
+def set_aside(job: Job, parts: Parts, trouble: DeliveryError) -> Fate:
+    """Ends today's work on a delivery that trouble outside of its own content stopped."""
+    return _save(job, parts, Findings(answers=job.answers, trouble=trouble, safe=False), parser=0, acknowledge=False)
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """One delivery with its endpoint and provider found."""
+
+    job: Job
+    parts: Parts
+    provider: Provider
+    endpoint: Endpoint
+
+    def through(self) -> Fate:
+        """Everything up to the provider's being told."""
+        if self.parts.store.message_is_known(self.job):
+            found, state = Findings(answers=self.job.answers), State.DUPLICATE
+        else:
+            found, state = self._find(), None
+        owed = found.safe and not self.job.acknowledged and self._farewell() is not None
+        fate = _save(self.job, self.parts, found, parser=self.provider.parser, acknowledge=owed, state=state)
+        return self.acknowledge(fate) if owed else fate
+
+    def _find(self) -> Findings:
+        """Verify, look up, normalize."""
+        incoming = Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=self.job.answers)
+        try:
+            guarded(lambda: self.provider.verify(incoming, self.parts.secrets_of(self.endpoint)))
+        except Park as error:
+            return Findings(answers=self.job.answers, trouble=error, safe=False)
+        answers, trouble, enough = look_up(self.provider, incoming, self._ask)
+        if not enough:
+            return Findings(answers=answers, trouble=trouble, safe=False)
+        elements = understand(self.provider, replace(incoming, answers=answers))
+        return Findings(elements=elements, answers=answers, trouble=trouble)
+
+    def _ask(self, question: Call | Recall) -> Answer:
+        if isinstance(question, Recall):
+            near = self.parts.store.recall(self.job, question)
+            return Answer(status=200, body=near, at=self.parts.clock())
+        return self.parts.asks_for(self.provider, self.endpoint)(question)
+
+    # --- telling the provider ---
+
+    def _farewell(self) -> Call | None:
+        """The call that lets the provider forget the delivery, where it has one."""
+        try:
+            return guarded(lambda: self.provider.acknowledge(Incoming(delivery=self.job.raw, endpoint=self.endpoint)))
+        except Park:
+            return None
+
+    def acknowledge(self, fate: Fate) -> Fate:
+        """Tells the provider that the delivery is safe, after the commit. A failure is tried again on its own."""
+        call = self._farewell()
+        if call is None:
+            self.parts.store.acknowledge_again(self.job, None)
+            return fate
+        try:
+            self._ask(call)
+        except DeliveryError as error:
+            return self._acknowledge_later(error, fate)
+        self.parts.store.acknowledged(self.job, self.parts.clock())
+        return fate
+
+    def _acknowledge_later(self, error: DeliveryError, fate: Fate) -> Fate:
+        decision = decide(error, self.job.acknowledge_attempt, self.parts.clock(), self.parts.chance)
+        at = decision.at if isinstance(decision, RetryAt) else None
+        self.parts.store.acknowledge_again(self.job, at)
+        return ComesBack(at=at, error=error) if at is not None and isinstance(fate, Done) else fate
+
+
+def look_up(
+    provider: Provider, incoming: Incoming, ask: Callable[[Call | Recall], Answer]
+) -> tuple[dict[str, Answer], DeliveryError | None, bool]:
+    """The answers, the trouble that ended the asking, and whether there is enough to normalize.
+
+    Without a call that is not required there is enough: what the webhook itself says is applied at once.
+    """
+    answers = dict(incoming.answers)
+    for _ in range(MOST_LOOKUPS):
+        try:
+            question = guarded(lambda: provider.lookup(replace(incoming, answers=answers)))
+        except DeliveryError as error:
+            return answers, error, False
+        if question is None:
+            return answers, None, True
+        try:
+            answers[question.name] = ask(question)
+        except DeliveryError as error:
+            return answers, error, isinstance(question, Call) and not question.required
+    return answers, OurFault("the provider's file asks without end"), False
+
+
+def understand(provider: Provider, incoming: Incoming) -> list[Element]:
+    """What a delivery says, element by element; whatever goes wrong becomes an element that failed."""
+    try:
+        return [_bounded(element) for element in guarded(lambda: provider.normalize(incoming))]
+    except Park as error:
+        return [Failed(error=error)]
+
+
+def guarded(work: Callable[[], T]) -> T:
+    """A mistake of our own parks the delivery: with its place, without the value that it stumbled over."""
+    try:
+        return work()
+    except DeliveryError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever a provider's file does, the delivery is kept and shown
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        file = place.filename.rsplit("/", 1)[-1]
+        raise OurFault(f"{type(error).__name__} at {file}:{place.lineno}") from None
+
+
+def _bounded(element: Element) -> Element:
+    """The element if PostgreSQL can hold it: clean text, keys that fit an index, whole numbers of 32 bits."""
+    if not isinstance(element, Event):
+        return element
+    keys = (element.external_id, element.reference, element.version, element.same_as, element.said.get("reference"))
+    if any(key is not None and len(key) > LONGEST_KEY for key in keys):
+        return Failed(error=Malformed(f"an id, a code or a version is longer than {LONGEST_KEY} characters"))
+    for column, value in element.said.items():
+        if COLUMNS[column] is int and value is not None and value not in _INT4:
+            return Failed(error=Malformed(f"{column}: expected a number of 32 bits"))
+    payments = [storable(dict(payment)) for payment in element.payments]
+    return replace(element, said={column: _clean(value) for column, value in element.said.items()}, payments=payments)
+
+
+def _clean(value: Any) -> Any:
+    return storable(value) if type(value) in (str, dict, list) else value
+
+
+# --- the save --------------------------------------------------------------------------------------------------
+
+
+def _save(
+    job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool, state: State | None = None
+) -> Fate:
+    """Writes what was found, with the verdict on the delivery."""
+    verdict = replace(_verdict(job, parts, found), acknowledge=acknowledge)
+    if state is not None:
+        verdict = replace(verdict, state=state)
+    try:
+        settled = parts.store.save(job, found.said, verdict, parser=parser, answers=found.answers, now=parts.clock())
+    except AwaitingBooking as error:
+        here = [element for element in found.elements or () if not _waits(element)]
+        waiting = replace(found, elements=here, trouble=error)
+        return _save(job, parts, waiting, parser=parser, acknowledge=acknowledge)
+    if any(event.said.get("reference") for _, event in found.said or ()):
+        parts.store.wake_waiting(job.raw.endpoint, parts.clock())
+    if settled is not None and verdict.next_attempt_at is not None and found.trouble is not None:
+        return ComesBack(at=verdict.next_attempt_at, error=found.trouble)
+    return Done(state=settled, reason=verdict.reason)
+
+
+def _waits(element: Element) -> bool:
+    """Whether an element names its booking only by the code."""
+    return isinstance(element, Event) and element.external_id is None
+
+
+def _verdict(job: Job, parts: Parts, found: Findings) -> Verdict:
+    """An element that failed needs a person, whatever else happened; trouble comes next; then what was said."""
+    elements = found.elements or ()
+    failures = [element.error for element in elements if isinstance(element, Failed)]
+    if failures:
+        errors = "\n".join(clean(str(error)) for error in failures)
+        return Verdict(state=State.PARKED, reason=failures[0].reason, error=errors)
+    if found.trouble is not None:
+        decision = decide(found.trouble, job.attempt, parts.clock(), parts.chance)
+        at = decision.at if isinstance(decision, RetryAt) else None
+        return Verdict(
+            state=State.RETRYING if at else State.PARKED,
+            reason=decision.error.reason,
+            error=clean(str(decision.error)),
+            next_attempt_at=at,
+        )
+    reasons = [element.reason for element in elements if isinstance(element, Ignored)]
+    if reasons and len(reasons) == len(elements):
+        return Verdict(state=State.IGNORED, reason=reasons[0])
+    return Verdict(state=None)

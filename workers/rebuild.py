@@ -1,0 +1,139 @@
+"""Computes `bookings` again: from the events, or from the raw deliveries with today's parsers. The same rows come out.
+
+Nobody is asked again: what the providers' APIs answered stands in `deliveries.lookup`. Safe beside running workers:
+every booking is locked while it is folded. Knows no delivery's state and changes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Engine, select, tuple_
+from sqlalchemy import Row as SqlRow
+
+from schemas.delivery import State
+from schemas.endpoints import Config, Endpoint
+from workers.bookings import Effect, refold, write_events
+from workers.errors import AwaitingBooking, DeliveryError, UnknownEndpoint
+from workers.job import Job
+from workers.pipeline import guarded, look_up, understand
+from workers.provider import Answer, Call, Event, Failed, Incoming, Provider, Recall
+from workers.store import job_of
+from workers.tables import bookings, deliveries
+
+BATCH: Final = 500
+
+
+@dataclass
+class Report:
+    """What a rebuild did."""
+
+    deliveries: int = 0
+    """Read again."""
+    bookings: int = 0
+    """Folded again."""
+    changed: int = 0
+    """How often a row came to show something else."""
+    unread: dict[UUID, str] = field(default_factory=dict)
+    """Deliveries that could not be read, or not wholly, with the reason."""
+
+
+class NotKept(DeliveryError):
+    """The answer to a lookup is not kept, and a rebuild asks nobody."""
+
+    reason = "lookup-not-kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuild:
+    """A rebuild of one endpoint's bookings, or of all."""
+
+    engine: Engine
+    config: Config
+    providers: Mapping[str, Provider]
+    secrets_of: Callable[[Endpoint], Mapping[str, str]]
+    endpoint: str | None = None
+
+    def run(self, *, from_raw: bool = False) -> Report:
+        """Folds the bookings again; with `from_raw` their events are read again first."""
+        report = Report()
+        if from_raw:
+            self._read_again(report)
+        for row in self._pages(bookings.c.id, bookings.c.endpoint):
+            with self.engine.begin() as connection:
+                report.bookings += 1
+                report.changed += refold(connection, row.id)
+        return report
+
+    def _read_again(self, report: Report) -> None:
+        """In order of receipt; what waits for a booking that came later is read once more at the end."""
+        waiting: list[Job] = []
+        for row in self._pages(deliveries.c.received_at, deliveries.c.id, deliveries.c.endpoint):
+            job = self._held(row.id)
+            if job.state is State.RECEIVED:
+                continue  # its worker will come
+            report.deliveries += 1
+            try:
+                self._write(job, report)
+            except AwaitingBooking:
+                waiting.append(job)
+        for job in waiting:
+            try:
+                self._write(job, report)
+            except AwaitingBooking as error:
+                report.unread[job.raw.id] = error.reason
+
+    def _held(self, delivery_id: UUID) -> Job:
+        with self.engine.connect() as connection:
+            return job_of(connection.execute(select(deliveries).where(deliveries.c.id == delivery_id)).one())
+
+    def _write(self, job: Job, report: Report) -> None:
+        try:
+            provider, said = self._said(job, report)
+        except DeliveryError as error:
+            report.unread[job.raw.id] = error.reason
+            return
+        with self.engine.begin() as connection:
+            effects = write_events(connection, job.raw, provider.name, said, parser=provider.parser)
+        report.changed += Effect.CHANGED in effects
+
+    def _said(self, job: Job, report: Report) -> tuple[Provider, list[tuple[int, Event]]]:
+        """What a delivery says today. Raises DeliveryError where it says nothing."""
+        endpoint = self.config.endpoints.get(job.raw.endpoint)
+        if endpoint is None:
+            raise UnknownEndpoint
+        provider = self.providers[endpoint.provider]
+        incoming = Incoming(delivery=job.raw, endpoint=endpoint, answers=job.answers)
+        guarded(lambda: provider.verify(incoming, self.secrets_of(endpoint)))
+        answers, trouble, enough = look_up(provider, incoming, _ask_nobody)
+        if trouble is not None and not enough:
+            raise trouble
+        elements = understand(provider, replace(incoming, answers=answers))
+        failed = next((element.error for element in elements if isinstance(element, Failed)), None)
+        if failed is not None:
+            report.unread[job.raw.id] = failed.reason
+        return provider, [(place, element) for place, element in enumerate(elements) if isinstance(element, Event)]
+
+    def _pages(self, *columns: Any) -> Iterator[SqlRow[Any]]:
+        """The rows of a table by these columns (the last one is the endpoint), a batch at a time."""
+        *order, owner = columns
+        last: SqlRow[Any] | None = None
+        while True:
+            query = select(*order).order_by(*order).limit(BATCH)
+            if self.endpoint is not None:
+                query = query.where(owner == self.endpoint)
+            if last is not None:
+                query = query.where(tuple_(*order) > tuple_(*last))
+            with self.engine.connect() as connection:
+                page = connection.execute(query).all()
+            if not page:
+                return
+            yield from page
+            last = page[-1]
+
+
+def _ask_nobody(question: Call | Recall) -> Answer:
+    raise NotKept
