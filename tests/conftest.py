@@ -1,0 +1,78 @@
+"""Real PostgreSQL and Redis for the tests that want them: one pair per test process, a database cloned per test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis as redis_py
+from sqlalchemy import Engine
+
+from cases import cases
+from console.services import Embedded
+from workers.database import engine as make_engine
+from workers.migrate import upgrade
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """PostgreSQL and Redis as `reservoir up` starts them."""
+    state_dir: Path = tmp_path_factory.mktemp("services")
+    with Embedded(state_dir) as embedded:
+        yield embedded
+
+
+@pytest.fixture(scope="session")
+def template(services: Embedded) -> str:
+    """The name of a database that is migrated and empty, to be cloned."""
+    upgrade(services.database_url)
+    return "reservoir"
+
+
+@pytest.fixture
+def database_url(services: Embedded, template: str) -> Iterator[str]:
+    """A database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    maintenance = services.database_url.replace("/reservoir?", "/postgres?")
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield services.database_url.replace("/reservoir?", f"/{name}?")
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """SQLAlchemy's way into that database."""
+    made = make_engine(database_url, pool_size=8)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def redis_url(services: Embedded) -> str:
+    """An empty Redis."""
+    with redis_py.Redis.from_url(services.redis_url) as client:
+        client.flushall()
+    return services.redis_url
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[redis_py.Redis]:
+    """redis-py's way into it."""
+    with redis_py.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many fixtures there are per provider."""
+    counts: dict[str, int] = {}
+    for case in cases():
+        counts[case.provider] = counts.get(case.provider, 0) + 1
+    line = "  ".join(f"{provider}={count}" for provider, count in sorted(counts.items()))
+    terminalreporter.write_line(f"fixture cases: {line}  total={sum(counts.values())}")
