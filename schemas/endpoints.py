@@ -16,8 +16,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 DEFAULT_FILE: Final = "reservoir.toml"
@@ -38,7 +40,7 @@ class ConfigError(Exception):
     """Bad configuration: where it stands, and the mend, in one line."""
 
     def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: {what}")
+        super().__init__(" ".join(f"{where}: {what}".split()))  # a quoted key of TOML may hold line ends
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,18 +154,33 @@ def _is(kind: type, value: Any) -> bool:
 def _timezone(where: str, name: str | None) -> str | None:
     if name is None:
         return None
-    if name not in available_timezones():
-        mend = did_you_mean(name, available_timezones())
+    if name not in _zones():
+        mend = did_you_mean(name, _zones())
         raise ConfigError(where, f"{name!r} is no IANA time zone; write one such as Europe/Vienna{mend}")
     return name
+
+
+@cache
+def _zones() -> set[str]:
+    """The names; looking them up reads hundreds of files."""
+    return available_timezones()
 
 
 def _url(where: str, url: str | None) -> str | None:
     if url is None:
         return None
-    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url) or not _has_host(url):
         raise ConfigError(where, f"{url!r} is no URL; write it as https://host/path")
     return url.rstrip("/")
+
+
+def _has_host(url: str) -> bool:
+    """Whether a host stands in it, and behind that at most a port."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _instant(value: date | datetime | None) -> datetime | None:

@@ -124,6 +124,12 @@ class AwaitingBooking(Again):
     reason = "awaiting-booking"
 
 
+class Overtaken(Again):
+    """While it was looked up, other deliveries spoke of the same bookings, again and again."""
+
+    reason = "overtaken"
+
+
 class DatabaseTrouble(Again):
     """PostgreSQL was away, or two transactions stood in each other's way."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from schemas.delivery import RawDelivery, State
 from workers.errors import DeliveryError
-from workers.provider import Answer
+from workers.provider import Answer, Element, Event, Recall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +37,27 @@ class Job:
     acknowledged: bool = False
     """The provider already knows that it is safe."""
     acknowledge_attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What a delivery was found to say, and what kept us from finding more."""
+
+    elements: Sequence[Element] | None = None
+    """None: it was not read at all."""
+    answers: Mapping[str, Answer]
+    trouble: DeliveryError | None = None
+    recalled: Sequence[Recall] = ()
+    """What was asked of our own memory, and must still be answered the same when it is saved."""
+    safe: bool = True
+    """Its whole content is in our hands, so the provider may forget it once this is committed."""
+
+    @property
+    def said(self) -> list[tuple[int, Event]] | None:
+        """The events with their place in the body."""
+        if self.elements is None:
+            return None
+        return [(place, element) for place, element in enumerate(self.elements) if isinstance(element, Event)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

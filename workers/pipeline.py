@@ -7,7 +7,8 @@ client, no Celery, and no provider's words.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from random import Random
@@ -16,8 +17,16 @@ from typing import Any, Final, Protocol, TypeVar
 from schemas.booking import COLUMNS
 from schemas.delivery import OPEN, State
 from schemas.endpoints import Config, Endpoint
-from workers.errors import AwaitingBooking, DeliveryError, Malformed, OurFault, Park, UnknownEndpoint
-from workers.job import ComesBack, Done, Fate, Job, Verdict
+from workers.errors import (
+    AwaitingBooking,
+    DeliveryError,
+    Malformed,
+    OurFault,
+    Overtaken,
+    Park,
+    UnknownEndpoint,
+)
+from workers.job import ComesBack, Done, Fate, Findings, Job, Verdict
 from workers.provider import Answer, Call, Element, Event, Failed, Ignored, Incoming, Provider, Recall
 from workers.reading import clean, storable
 from workers.retry import RetryAt, decide
@@ -26,6 +35,7 @@ T = TypeVar("T")
 
 LONGEST_KEY: Final = 200
 MOST_LOOKUPS: Final = 500
+MOST_OVERTAKINGS: Final = 5
 _INT4: Final = range(-(2**31), 2**31)
 
 Asks = Callable[[Call], Answer]
@@ -37,16 +47,7 @@ class Keeps(Protocol):
 
     def message_is_known(self, job: Job) -> bool: ...
     def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]: ...
-    def save(
-        self,
-        job: Job,
-        said: Sequence[tuple[int, Event]] | None,
-        verdict: Verdict,
-        *,
-        parser: int,
-        answers: Mapping[str, Answer],
-        now: datetime,
-    ) -> State | None: ...
+    def save(self, job: Job, found: Findings, verdict: Verdict, *, parser: int, now: datetime) -> State | None: ...
     def wake_waiting(self, endpoint: str, now: datetime) -> int: ...
     def acknowledged(self, job: Job, now: datetime) -> None: ...
     def acknowledge_again(self, job: Job, at: datetime | None) -> None: ...
@@ -63,25 +64,6 @@ class Parts:
     asks_for: Callable[[Provider, Endpoint], Asks]
     clock: Callable[[], datetime]
     chance: Random
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What a delivery was found to say, and what kept us from finding more."""
-
-    elements: Sequence[Element] | None = None
-    """None: it was not read at all."""
-    answers: Mapping[str, Answer]
-    trouble: DeliveryError | None = None
-    safe: bool = True
-    """Its whole content is in our hands, so the provider may forget it once this is committed."""
-
-    @property
-    def said(self) -> list[tuple[int, Event]] | None:
-        """The events with their place in the body."""
-        if self.elements is None:
-            return None
-        return [(place, element) for place, element in enumerate(self.elements) if isinstance(element, Event)]
 
 
 def process(job: Job, parts: Parts) -> Fate:
@@ -111,31 +93,42 @@ class _Passage:
     def through(self) -> Fate:
         """Everything up to the provider's being told."""
         if self.parts.store.message_is_known(self.job):
-            found, state = Findings(answers=self.job.answers), State.DUPLICATE
-        else:
-            found, state = self._find(), None
+            return self._finish(Findings(answers=self.job.answers), State.DUPLICATE)
+        for _ in range(MOST_OVERTAKINGS):
+            with suppress(Overtaken):
+                return self._finish(self._find())
+        return set_aside(self.job, self.parts, Overtaken())
+
+    def _finish(self, found: Findings, state: State | None = None) -> Fate:
+        """Save, acknowledge. Raises Overtaken where what we remembered is not all that there is any more."""
         owed = found.safe and not self.job.acknowledged and self._farewell() is not None
         fate = _save(self.job, self.parts, found, parser=self.provider.parser, acknowledge=owed, state=state)
         return self.acknowledge(fate) if owed else fate
 
     def _find(self) -> Findings:
         """Verify, look up, normalize."""
-        incoming = Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=self.job.answers)
+        incoming = Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=_still_good(self.job.answers))
         try:
             guarded(lambda: self.provider.verify(incoming, self.parts.secrets_of(self.endpoint)))
         except Park as error:
             return Findings(answers=self.job.answers, trouble=error, safe=False)
-        answers, trouble, enough = look_up(self.provider, incoming, self._ask)
+        recalled: list[Recall] = []
+
+        def ask(question: Call | Recall) -> Answer:
+            if isinstance(question, Call):
+                return self._ask(question)
+            recalled.append(question)
+            near = self.parts.store.recall(self.job, question)
+            return Answer(status=200, body=near, at=self.parts.clock(), recalled=True)
+
+        answers, trouble, enough = look_up(self.provider, incoming, ask)
         if not enough:
             return Findings(answers=answers, trouble=trouble, safe=False)
         elements = understand(self.provider, replace(incoming, answers=answers))
-        return Findings(elements=elements, answers=answers, trouble=trouble)
+        return Findings(elements=elements, answers=answers, trouble=trouble, recalled=recalled)
 
-    def _ask(self, question: Call | Recall) -> Answer:
-        if isinstance(question, Recall):
-            near = self.parts.store.recall(self.job, question)
-            return Answer(status=200, body=near, at=self.parts.clock())
-        return self.parts.asks_for(self.provider, self.endpoint)(question)
+    def _ask(self, call: Call) -> Answer:
+        return self.parts.asks_for(self.provider, self.endpoint)(call)
 
     # --- telling the provider ---
 
@@ -164,6 +157,11 @@ class _Passage:
         at = decision.at if isinstance(decision, RetryAt) else None
         self.parts.store.acknowledge_again(self.job, at)
         return ComesBack(at=at, error=error) if at is not None and isinstance(fate, Done) else fate
+
+
+def _still_good(answers: Mapping[str, Answer]) -> Mapping[str, Answer]:
+    """The answers of an earlier attempt. What followed from our own memory is asked anew: we may remember more now."""
+    return {} if any(answer.recalled for answer in answers.values()) else answers
 
 
 def look_up(
@@ -237,9 +235,9 @@ def _save(
     if state is not None:
         verdict = replace(verdict, state=state)
     try:
-        settled = parts.store.save(job, found.said, verdict, parser=parser, answers=found.answers, now=parts.clock())
+        settled = parts.store.save(job, found, verdict, parser=parser, now=parts.clock())
     except AwaitingBooking as error:
-        here = [element for element in found.elements or () if not _waits(element)]
+        here = [Ignored(reason=error.reason) if _waits(element) else element for element in found.elements or ()]
         waiting = replace(found, elements=here, trouble=error)
         return _save(job, parts, waiting, parser=parser, acknowledge=acknowledge)
     if any(event.said.get("reference") for _, event in found.said or ()):

@@ -88,6 +88,8 @@ class Answer:
     body: Any
     at: datetime
     """When it was asked, UTC: what a read-back says is a fact of that moment."""
+    recalled: bool = False
+    """From our own memory, by a Recall."""
 
     @property
     def ok(self) -> bool:

@@ -14,7 +14,7 @@ from workers import registry
 class Settings:
     """What a worker needs to know."""
 
-    redis_url: str
+    redis_url: str = field(repr=False)
     database_url: str = field(repr=False)
     secret: str = field(repr=False)
     config: Config

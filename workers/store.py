@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy import Connection, Engine, and_, func, or_, select, update
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from schemas.delivery import OPEN, RawDelivery, State
 from workers.bookings import Effect, booking_id, write_events
-from workers.errors import AwaitingBooking
-from workers.job import Job, Landing, Verdict
-from workers.provider import Answer, Event, Recall
+from workers.errors import AwaitingBooking, Overtaken
+from workers.job import Findings, Job, Landing, Verdict
+from workers.provider import Answer, Recall
 from workers.tables import bookings, deliveries, events
 
 LEASE: Final = timedelta(seconds=90)
@@ -113,47 +113,20 @@ class Store:
 
     def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]:
         """What other deliveries said about these bookings near this one, in order of receipt."""
-        ids = [booking_id(job.raw.endpoint, external_id) for external_id in recall.external_ids]
-        near = events.c.received_at.between(job.raw.received_at - recall.within, job.raw.received_at + recall.within)
         with self.engine.connect() as connection:
-            rows = connection.execute(
-                select(
-                    bookings.c.external_id,
-                    events.c.event["said"]["provider_status"].astext,
-                    events.c.received_at,
-                    events.c.delivery_id,
-                )
-                .join(bookings, bookings.c.id == events.c.booking_id)
-                .where(events.c.booking_id.in_(ids), near, events.c.delivery_id != job.raw.id)
-                .order_by(events.c.received_at, events.c.delivery_id, events.c.position)
-            ).all()
-        return [
-            {
-                "external_id": external_id,
-                "provider_status": word,
-                "received_at": received_at.isoformat(),
-                "delivery_id": str(delivery_id),
-            }
-            for external_id, word, received_at, delivery_id in rows
-        ]
+            return _recall(connection, job, recall)
 
     # --- the save ---
 
-    def save(
-        self,
-        job: Job,
-        said: Sequence[tuple[int, Event]] | None,
-        verdict: Verdict,
-        *,
-        parser: int,
-        answers: Mapping[str, Answer],
-        now: datetime,
-    ) -> State | None:
+    def save(self, job: Job, found: Findings, verdict: Verdict, *, parser: int, now: datetime) -> State | None:
         """Events, rows, changes and the delivery's state in one transaction; the state that came out.
 
-        `said` are the events with their place in the body, in place of what the delivery said before; None leaves
-        that as it is. The result is None where somebody else settled it meanwhile and nothing was written. Raises
-        AwaitingBooking, after rolling back, where an event names a booking that is not there.
+        What was found takes the place of what the delivery said before; where nothing was read, that stays. The result
+        is None where somebody else settled it meanwhile and nothing was written.
+
+        Raises, after rolling back: AwaitingBooking where an event names a booking that is not there; Overtaken where
+        what was recalled is not all any more, so that of two workers who meet in a booking the second one knows of the
+        first.
         """
         with self.engine.begin() as connection:
             state = connection.execute(
@@ -161,7 +134,10 @@ class Store:
             ).scalar_one()
             if State(state) not in OPEN:
                 return None
+            said = found.said
             effects = [] if said is None else write_events(connection, job.raw, job.provider, said, parser=parser)
+            if any(_recall(connection, job, recall) != found.answers[recall.name].body for recall in found.recalled):
+                raise Overtaken
             applied = job.applied or Effect.CHANGED in effects
             final = verdict.state or _state_of(effects, applied)
             connection.execute(
@@ -173,7 +149,7 @@ class Store:
                     reason=verdict.reason,
                     error=verdict.error,
                     next_attempt_at=verdict.next_attempt_at,
-                    lookup=answers_to_json(answers) or None,
+                    lookup=answers_to_json(found.answers) or None,
                     parser=parser,
                     applied_at=func.coalesce(deliveries.c.applied_at, now) if applied else None,
                     acknowledge_at=now + LEASE if verdict.acknowledge else None,
@@ -244,6 +220,31 @@ class Store:
         return [(row.id, row.endpoint, row.attempts) for row in rows]
 
 
+def _recall(connection: Connection, job: Job, recall: Recall) -> list[dict[str, Any]]:
+    ids = [booking_id(job.raw.endpoint, external_id) for external_id in recall.external_ids]
+    near = events.c.received_at.between(job.raw.received_at - recall.within, job.raw.received_at + recall.within)
+    rows = connection.execute(
+        select(
+            bookings.c.external_id,
+            events.c.event["said"]["provider_status"].astext,
+            events.c.received_at,
+            events.c.delivery_id,
+        )
+        .join(bookings, bookings.c.id == events.c.booking_id)
+        .where(events.c.booking_id.in_(ids), near, events.c.delivery_id != job.raw.id)
+        .order_by(events.c.received_at, events.c.delivery_id, events.c.position)
+    )
+    return [
+        {
+            "external_id": external_id,
+            "provider_status": word,
+            "received_at": received_at.isoformat(),
+            "delivery_id": str(delivery_id),
+        }
+        for external_id, word, received_at, delivery_id in rows
+    ]
+
+
 def job_of(row: SqlRow[Any]) -> Job:
     """A row of `deliveries` as a worker holds it."""
     raw = RawDelivery(
@@ -277,7 +278,12 @@ def _state_of(effects: Sequence[Effect], applied: bool) -> State:
 def answers_to_json(answers: Mapping[str, Answer]) -> dict[str, Any]:
     """As they stand in `deliveries.lookup`."""
     return {
-        name: {"status": answer.status, "at": answer.at.isoformat(), "body": answer.body}
+        name: {
+            "status": answer.status,
+            "at": answer.at.isoformat(),
+            "body": answer.body,
+            **({"recalled": True} if answer.recalled else {}),
+        }
         for name, answer in answers.items()
     }
 
@@ -285,6 +291,11 @@ def answers_to_json(answers: Mapping[str, Answer]) -> dict[str, Any]:
 def answers_from_json(lookup: Mapping[str, Any]) -> dict[str, Answer]:
     """The inverse of `answers_to_json`."""
     return {
-        name: Answer(status=answer["status"], at=datetime.fromisoformat(answer["at"]), body=answer["body"])
+        name: Answer(
+            status=answer["status"],
+            at=datetime.fromisoformat(answer["at"]),
+            body=answer["body"],
+            recalled=answer.get("recalled", False),
+        )
         for name, answer in lookup.items()
     }
