@@ -1,0 +1,1 @@
+"""What an operator touches: the `reservoir` command, `reservoir up`, the embedded services."""

@@ -1,0 +1,291 @@
+"""The `reservoir` command. Each command is thin: it finds its place, asks `queries` or a worker's part, and shows.
+
+Whatever can be expected to go wrong is one line on stderr: exit code 2 for the configuration, 1 for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version as installed_version
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import typer
+from sqlalchemy import exc
+
+from console import context, queries, show
+from console.context import CommandError
+from console.services import ServiceError
+from schemas.delivery import State
+from schemas.endpoints import DEFAULT_FILE, ConfigError, path
+
+STATE_DIR: Final = ".reservoir"
+PAGE: Final = 50
+"""Rows that a table shows when nothing else is asked for."""
+
+ConfigFile = Annotated[Path, typer.Option("--config", envvar="RESERVOIR_CONFIG", help="The configuration file.")]
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="RESERVOIR_STATE_DIR", help="Where the embedded servers keep their data.")
+]
+Json = Annotated[bool, typer.Option("--json", help="For a program: JSON, and all rows.")]
+OfEndpoint = Annotated[str | None, typer.Option("--endpoint", help="Only this endpoint.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help=f"At most so many; a table shows {PAGE}.")]
+Name = Annotated[str, typer.Argument(metavar="ENDPOINT", help="An endpoint's name in the configuration.")]
+
+CONFIG_FILE: Final = Path(DEFAULT_FILE)
+STATE: Final = Path(STATE_DIR)
+
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+app = typer.Typer(help="Booking webhooks of five providers, in one table that is right.", **_SETTINGS)
+bookings = typer.Typer(help="What is booked.", **_SETTINGS)
+deliveries = typer.Typer(help="What came in, and what became of it.", **_SETTINGS)
+lockme = typer.Typer(help="The login at Lockme, without which its webhooks have no content.", **_SETTINGS)
+app.add_typer(bookings, name="bookings")
+app.add_typer(deliveries, name="deliveries")
+app.add_typer(lockme, name="lockme")
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app(prog_name="reservoir")
+    except ConfigError as error:
+        _fail(str(error), code=2)
+    except (CommandError, ServiceError) as error:
+        _fail(str(error))
+    except exc.ProgrammingError as error:
+        _fail(f"the database lacks our tables or columns ({_said(error)}); run `reservoir migrate`")
+    except exc.OperationalError as error:
+        _fail(f"PostgreSQL cannot be used: {_said(error)}")
+
+
+def _fail(line: str, code: int = 1) -> None:
+    typer.echo(f"reservoir: {line}", err=True)
+    raise SystemExit(code)
+
+
+def _said(error: exc.DBAPIError) -> str:
+    """The first line of what the driver says; it names hosts and tables, never a password or a row."""
+    return str(error.orig).strip().split("\n", 1)[0]
+
+
+@app.callback()
+def everywhere(
+    config: Annotated[Path | None, typer.Option("--config", help="The configuration file.")] = None,
+    state_dir: Annotated[Path | None, typer.Option("--state-dir", help="The state directory.")] = None,
+) -> None:
+    """Every command takes both; in front of it they count for it as the environment does."""
+    for name, value in (("RESERVOIR_CONFIG", config), ("RESERVOIR_STATE_DIR", state_dir)):
+        if value is not None:
+            os.environ[name] = str(value)
+
+
+@app.command()
+def up(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The receiver's port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address that the receiver listens on.")] = "127.0.0.1",
+) -> None:
+    """Start everything: embedded servers where no URL is set, migrations, receiver, workers, beat, Flower."""
+    from console.up import Wish
+    from console.up import up as run
+
+    run(Wish(config_file=config, state_dir=state_dir, host=host, port=port))
+
+
+@app.command()
+def urls(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Json = False,
+    base_url: Annotated[
+        str | None,
+        typer.Option(envvar="RESERVOIR_PUBLIC_URL", help="The public address, such as https://hooks.example.org."),
+    ] = None,
+) -> None:
+    """What to paste into each provider's dashboard."""
+    endpoints = context.read_config(config)
+    secret = context.secret(state_dir)
+    base = (base_url or context.running(state_dir).get("url", "http://127.0.0.1:8000")).rstrip("/")
+    rows = [
+        {"endpoint": endpoint.name, "provider": endpoint.provider, "url": base + path(secret, endpoint)}
+        for endpoint in endpoints
+    ]
+    _show(rows, show.URLS, as_json, None)
+
+
+@app.command()
+def migrate(config: ConfigFile = CONFIG_FILE, state_dir: StateDir = STATE) -> None:
+    """Bring the database to the newest schema; safe to run again."""
+    from workers.migrate import upgrade
+
+    with context.database_url(state_dir) as url:
+        upgrade(url)
+    typer.echo("the database is at the newest schema")
+
+
+@app.command()
+def version(config: ConfigFile = CONFIG_FILE, state_dir: StateDir = STATE) -> None:
+    """Print the version."""
+    typer.echo(f"reservoir {installed_version('reservoir')}")
+
+
+# --- bookings --------------------------------------------------------------------------------------------------
+
+
+@bookings.command("list")
+def list_bookings(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Json = False,
+    endpoint: OfEndpoint = None,
+    limit: Limit = None,
+) -> None:
+    """What is booked, in the order of the visits."""
+    with context.database(state_dir) as engine:
+        rows = queries.bookings(engine, endpoint=endpoint, limit=_asked(limit, as_json))
+        _show(_known(rows, endpoint, config), show.BOOKINGS, as_json, limit)
+
+
+@bookings.command()
+def rebuild(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    endpoint: OfEndpoint = None,
+    from_raw: Annotated[bool, typer.Option(help="Read the raw deliveries again, with today's parsers.")] = False,
+) -> None:
+    """Compute the bookings again from their events."""
+    from workers.rebuild import Rebuild
+    from workers.registry import discover
+
+    endpoints = context.read_config(config)
+    if endpoint is not None:
+        context.endpoint_of(endpoints, endpoint)
+    with context.database(state_dir) as engine:
+        again = Rebuild(
+            engine=engine,
+            config=endpoints,
+            providers=discover(),
+            secrets_of=context.secrets_of,
+            endpoint=endpoint,
+        )
+        report = again.run(from_raw=from_raw)
+    for identity, reason in report.unread.items():
+        typer.echo(f"delivery {identity} could not be read: {reason}", err=True)
+    typer.echo(f"rebuild: deliveries={report.deliveries} bookings={report.bookings} changed={report.changed}")
+
+
+# --- deliveries ------------------------------------------------------------------------------------------------
+
+
+@deliveries.command("list")
+def list_deliveries(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Json = False,
+    state: Annotated[State | None, typer.Option(help="Only deliveries in this state.")] = None,
+    endpoint: OfEndpoint = None,
+    reason: Annotated[str | None, typer.Option(help="Only deliveries with this reason.")] = None,
+    limit: Limit = None,
+) -> None:
+    """What came in, the newest first."""
+    with context.database(state_dir) as engine:
+        found = queries.deliveries(engine, endpoint=endpoint, state=state, reason=reason, limit=_asked(limit, as_json))
+        _show(_known(found, endpoint, config), show.DELIVERIES, as_json, limit)
+
+
+@deliveries.command("show")
+def show_delivery(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="The delivery's id.")],
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Json = False,
+) -> None:
+    """One delivery: the request as it came, and what became of it."""
+    try:
+        wanted = UUID(identity)
+    except ValueError:
+        raise CommandError(f"{identity!r} is no delivery's id; `reservoir deliveries list` shows them") from None
+    with context.database(state_dir) as engine:
+        row = queries.delivery(engine, wanted)
+    if row is None:
+        raise CommandError(f"there is no delivery {wanted}; `reservoir deliveries list` shows them")
+    if as_json:
+        typer.echo(show.as_json(show.delivery(row), indent=2))
+    else:
+        show.delivery_page(row)
+
+
+def _asked(limit: int | None, as_json: bool) -> int | None:
+    """How many rows the database must give: one more than a table shows tells whether there are more."""
+    return limit if limit is not None or as_json else PAGE + 1
+
+
+def _known(rows: Iterator[queries.Row], endpoint: str | None, config: Path) -> Iterator[queries.Row]:
+    """The rows; where there are none, the endpoint's name may be wrong. Raises CommandError."""
+    first = next(rows, None)
+    if first is not None:
+        return chain([first], rows)
+    if endpoint is not None:
+        context.endpoint_of(context.read_config(config), endpoint)
+    return iter(())
+
+
+def _show(rows: Any, columns: tuple[str, ...], as_json: bool, limit: int | None) -> None:
+    if as_json:
+        show.json_list(rows, sys.stdout)
+    else:
+        show.table(rows, columns, limit or PAGE)
+
+
+# --- Lockme ----------------------------------------------------------------------------------------------------
+
+
+@lockme.command("login")
+def lockme_login(
+    endpoint: Name,
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where we listen for the way back.")] = 8976,
+    redirect_uri: Annotated[
+        str | None, typer.Option(help="The redirect URI as it is registered at Lockme, where it is another one.")
+    ] = None,
+    paste: Annotated[bool, typer.Option("--paste", help="Paste the address that the browser ends at.")] = False,
+) -> None:
+    """Log in at Lockme in a browser, and keep the token."""
+    from console import login
+
+    ours = context.endpoint_of(context.read_config(config), endpoint)
+    wanted = login.Wish(port=port, redirect_uri=redirect_uri, paste=paste)
+    with context.database(state_dir) as engine:
+        login.log_in(ours, wanted, login.keeper(engine, context.secret(state_dir)))
+    typer.echo(f"the token of {endpoint} is kept")
+
+
+@lockme.command("token")
+def lockme_token(
+    endpoint: Name,
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    file: Annotated[Path | None, typer.Option("--file", help="The token JSON; else it is read from stdin.")] = None,
+) -> None:
+    """Keep the token JSON that Lockme's panel shows."""
+    from console import login
+
+    ours = context.endpoint_of(context.read_config(config), endpoint)
+    try:
+        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise CommandError(f"{file or 'the input'} cannot be read") from None
+    with context.database(state_dir) as engine:
+        login.paste(ours, text, login.keeper(engine, context.secret(state_dir)))
+    typer.echo(f"the token of {endpoint} is kept")
