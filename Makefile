@@ -1,0 +1,50 @@
+# `make help` explains itself. CI calls `make check` and `make test`, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Whole processes are most of a test run; they wait more than they work.
+TEST_PROCESSES ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format up lock clean
+
+help: ## What can be done here
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | column -t -s "$$(printf '\t')"
+
+setup: $(READY) ## The environment in .venv, from the lock file
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reservoir needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	@echo "setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $(READY)
+
+demo: $(READY) ## A busy day at five simulated venues, checked row by row
+	@$(BIN)/python -m console.demo
+
+test: $(READY) ## Everything: unit, contract, integration against real servers
+	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) --dist loadgroup
+
+check: $(READY) ## Format, lint, types, import contracts
+	@$(BIN)/ruff format --check --quiet . || { echo 'run `make format`'; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## Formats and sorts imports
+	@$(BIN)/ruff check --quiet --fix --select I .
+	@$(BIN)/ruff format --quiet .
+
+up: $(READY) ## The whole system on this machine, embedded
+	@$(BIN)/reservoir up
+
+lock: $(READY) ## Writes requirements.lock anew from pyproject.toml
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --upgrade --quiet --output-file requirements.lock
+
+clean: ## Removes the environment, caches and the embedded services' data
+	rm -rf $(VENV) .reservoir .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
