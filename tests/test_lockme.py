@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -142,3 +143,13 @@ def test_a_bad_setting_is_named(settings: dict[str, Any], where: str) -> None:
     config = parse({"endpoints": {"escape": {"provider": "lockme", **settings}}}, "reservoir.toml", {})
     with pytest.raises(ConfigError, match=rf"^reservoir\.toml: endpoints\.escape\.{where}: "):
         check(config)
+
+
+def test_the_api_lives_below_a_version_that_api_url_may_name_itself() -> None:
+    """`api_url` is the host, as the provider writes it; a version in it counts, and is not doubled."""
+    plain = Endpoint(name="vault", provider="lockme")
+    assert PROVIDER.api_base(plain) == "https://api.lock.me/v2.4"
+    assert PROVIDER.api_base(replace(plain, api_url="http://127.0.0.1:9")) == "http://127.0.0.1:9/v2.4"
+    assert PROVIDER.api_base(replace(plain, api_url="http://127.0.0.1:9/v2.3")) == "http://127.0.0.1:9/v2.3"
+    older = replace(plain, options={"api_version": "v2.1"})
+    assert PROVIDER.api_base(older) == "https://api.lock.me/v2.1"

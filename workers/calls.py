@@ -6,6 +6,8 @@ Keys and tokens are filled in here and shown nowhere: an error names the call, n
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,15 +29,22 @@ from workers.errors import (
 )
 from workers.provider import Answer, Auth, Call, Provider
 from workers.reading import storable
-from workers.tokens import OAuthClient, Token, Tokens
+from workers.tokens import NO_ANSWER, OAuthClient, Token, Tokens
 
 TIMEOUT: Final = httpx.Timeout(10.0, connect=3.0)
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes of an answer that we read."""
+LONGEST: Final = timedelta(seconds=30)
+"""The time for one answer as a whole: one that drips in never meets the timeout of a single read."""
 
 
 def client() -> httpx.Client:
-    """One HTTP client for a worker process: connections are kept, redirects with our keys are not followed."""
+    """One HTTP client for a worker process: connections are kept, redirects with our keys are not followed.
+
+    It keeps silent in the log: what it would say there holds whole URLs, and with them the keys of some providers.
+    """
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers={"user-agent": "reservoir"})
 
 
@@ -48,7 +57,7 @@ def oauth_client(provider: Provider, endpoint: Endpoint, secrets: Mapping[str, s
     """Our application at the provider; None where the endpoint has no client id and secret."""
     if provider.oauth is None or not endpoint.has("client_id", "client_secret"):
         return None
-    host = endpoint.api_url or provider.api_url
+    host = re.sub(r"/v\d+(\.\d+)?$", "", endpoint.api_url or provider.api_url or "")
     return OAuthClient(
         authorize_url=f"{host}{provider.oauth.authorize}",
         token_url=f"{host}{provider.oauth.token}",
@@ -89,6 +98,7 @@ class Caller:
     tokens: Tokens
     cache: Cache
     clock: Callable[[], datetime]
+    longest: timedelta = LONGEST
 
     def __call__(self, call: Call) -> Answer:
         """The answer: a 2xx, or a status that the call accepts.
@@ -130,26 +140,29 @@ class Caller:
         return self.tokens.fresh(self.endpoint.name, refused, renew)
 
     def _send(self, call: Call, token: Token | None) -> Reply:
+        try:
+            request, auth = self._request(call, token), self._basic(call) or httpx.USE_CLIENT_DEFAULT
+            response = self.http.send(request, auth=auth, stream=True)
+            try:
+                return self._whole(call, response)
+            finally:
+                response.close()
+        except NO_ANSWER as error:
+            # `from None`: the chained exception holds the request, and with it the URL and the headers.
+            raise ProviderUnavailable(f"{call.name}: {type(error).__name__}") from None
+
+    def _request(self, call: Call, token: Token | None) -> httpx.Request:
         base = api_base(self.provider, self.endpoint)
         if base is None:
             raise CredentialsMissing(f"{call.name}: the endpoint names no api_url")
-        path, headers = call.path, {}
+        path, bearer = call.path, token.access_token if token else None
         if call.auth is Auth.KEY_IN_PATH:
             path = path.replace("{key}", quote(self._secret("api_key"), safe=""))
         elif call.auth is Auth.BEARER_KEY:
-            headers["authorization"] = f"Bearer {self._secret('api_key')}"
-        elif token is not None:
-            headers["authorization"] = f"Bearer {token.access_token}"
-        request = self.http.build_request(call.method, base + path, params=dict(call.params) or None, headers=headers)
-        try:
-            response = self.http.send(request, auth=self._basic(call) or httpx.USE_CLIENT_DEFAULT, stream=True)
-            try:
-                return _whole(call, response)
-            finally:
-                response.close()
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            # `from None`: the chained exception holds the request, and with it the URL and the headers.
-            raise ProviderUnavailable(f"{call.name}: {type(error).__name__}") from None
+            bearer = self._secret("api_key")
+        # As bytes: a letter that no header holds, a slip in the pasting, is the provider's to refuse.
+        headers = [(b"authorization", f"Bearer {bearer}".encode())] if bearer is not None else []
+        return self.http.build_request(call.method, base + path, params=dict(call.params) or None, headers=headers)
 
     def _basic(self, call: Call) -> httpx.BasicAuth | None:
         if call.auth is Auth.BASIC_EMPTY_USER:
@@ -164,6 +177,20 @@ class Caller:
         return self.secrets[what]
 
     # --- reading the answer ---
+
+    def _whole(self, call: Call, response: httpx.Response) -> Reply:
+        """The response with its body read, within limits of size and time. Raises ProviderUnavailable."""
+        until = time.monotonic() + self.longest.total_seconds()
+        read = bytearray()
+        for chunk in response.iter_bytes():
+            read += chunk
+            if len(read) > LARGEST:
+                raise ProviderUnavailable(f"{call.name}: answered more than {LARGEST} bytes")
+            if time.monotonic() > until:
+                raise ProviderUnavailable(
+                    f"{call.name}: the answer took longer than {self.longest.total_seconds():g} s"
+                )
+        return Reply(response.status_code, response.headers, bytes(read))
 
     def _answer(self, call: Call, reply: Reply) -> Answer:
         if not 200 <= reply.status < 300 and reply.status not in call.accepts:
@@ -182,14 +209,14 @@ class Caller:
 
 
 def _refuses_token(reply: Reply) -> bool:
-    """A 401; or a body with the key `error`, which is an OAuth error whatever the status
+    """A 401; or below 400 a body with the key `error`, which is an OAuth error in spite of its status
     (lockmepl/oauth2-lockme, Lockme.php, checkResponse)."""
     if reply.status == 401:
         return True
-    if reply.status >= 500 or not reply.content.lstrip().startswith(b"{"):
+    if reply.status >= 400 or not reply.content.lstrip().startswith(b"{"):
         return False
     try:
-        return "error" in json.loads(reply.content)
+        return json.loads(reply.content).get("error") is not None
     except (ValueError, RecursionError):
         return False
 
@@ -211,16 +238,6 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     content: bytes
-
-
-def _whole(call: Call, response: httpx.Response) -> Reply:
-    """The response with its body read, up to a limit. Raises ProviderUnavailable."""
-    read = bytearray()
-    for chunk in response.iter_bytes():
-        read += chunk
-        if len(read) > LARGEST:
-            raise ProviderUnavailable(f"{call.name}: answered more than {LARGEST} bytes")
-    return Reply(response.status_code, response.headers, bytes(read))
 
 
 def retry_after(value: str | None, now: datetime) -> timedelta | None:

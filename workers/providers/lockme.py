@@ -38,11 +38,12 @@ from schemas.booking import Status
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Endpoint
 from workers.errors import Malformed, MessageGone, Unsupported
-from workers.provider import Answer, Auth, Call, Element, Event, Ignored, Incoming, Option, Provider
+from workers.provider import Answer, Auth, Call, Element, Event, Ignored, Incoming, OAuth, Option, Provider
 from workers.reading import Wild, at_venue, carry
 
 HOST: Final = "https://api.lock.me"
 DEFAULT_VERSION: Final = "v2.4"
+VERSION: Final = re.compile(r"v\d+\.\d+")
 
 MESSAGE_ID: Final = re.compile(r"[0-9]{1,19}")
 HOUR: Final = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?")
@@ -99,8 +100,10 @@ def acknowledge(incoming: Incoming) -> Call | None:
 
 
 def api_base(endpoint: Endpoint) -> str:
-    """The host and the API version that the integration is fixed to in Lockme's panel."""
-    return f"{endpoint.api_url or HOST}/{endpoint.options.get('api_version', DEFAULT_VERSION)}"
+    """Resources live below a version, `{host}/{version}{path}`; an `api_url` that names one already keeps it."""
+    host = endpoint.api_url or HOST
+    versioned = VERSION.fullmatch(host.rsplit("/", 1)[-1])
+    return host if versioned else f"{host}/{endpoint.options.get('api_version', DEFAULT_VERSION)}"
 
 
 def _needed_id(incoming: Incoming) -> str:
@@ -279,7 +282,7 @@ def _names(answer: Answer) -> dict[str | None, str | None]:
 
 
 def _version_mend(value: str) -> str | None:
-    return None if re.fullmatch(r"v\d+\.\d+", value) else "write the version as Lockme's panel shows it, such as v2.4"
+    return None if VERSION.fullmatch(value) else "write the version as Lockme's panel shows it, such as v2.4"
 
 
 def _minutes_mend(value: int) -> str | None:
@@ -296,6 +299,8 @@ PROVIDER = Provider(
     acknowledge=acknowledge,
     api_url=HOST,
     api_base=api_base,
+    # lockmepl/oauth2-lockme, Lockme.php: both without a version; scope from lockmepl/lockme-sdk, README.
+    oauth=OAuth(authorize="/authorize", token="/access_token", scope="rooms_manage"),  # noqa: S106  (a path)
     options={
         "api_version": Option(
             kind=str, meaning="the API version that the integration is set to in Lockme's panel", check=_version_mend
