@@ -25,6 +25,8 @@ from simulators.venue import Venue
 
 READY_WITHIN: Final = 90.0
 STOPPED_WITHIN: Final = 60.0
+PATIENCE_MS: Final = "1500"
+"""A machine that runs trials is often busy with others; still within the shortest deadline, two seconds."""
 SETTLED: Final = ("applied", "duplicate", "stale", "ignored", "parked")
 
 
@@ -72,7 +74,7 @@ class Trial:
             tables.append(f"[endpoints.{venue.endpoint}]\n{toml(settings)}")
             secrets.update({endpoint.variable(what): value for what, value in venue.secrets().items()})
         (self.folder / "reservoir.toml").write_text("\n".join(tables), encoding="utf-8")
-        self._environment = {**_without_ours(os.environ), **secrets}
+        self._environment = {**_without_ours(os.environ), **secrets, "RESERVOIR_PATIENCE_MS": PATIENCE_MS}
 
     async def _start(self, stack: AsyncExitStack) -> None:
         log: IO[bytes] = stack.enter_context(self.log.open("wb"))

@@ -70,15 +70,17 @@ class Inbox:
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._flushers: list[asyncio.Task[None]] = []
+        self._probe: asyncio.Task[bool] | None = None
 
     async def __aenter__(self) -> Inbox:
         self._flushers = [asyncio.create_task(self._flush()) for _ in range(FLUSHERS)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for flusher in self._flushers:
-            flusher.cancel()
-        await asyncio.gather(*self._flushers, return_exceptions=True)
+        running = [*self._flushers, *([self._probe] if self._probe else [])]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self._redis.aclose()
 
     async def commit(self, raw: RawDelivery, queue: str) -> None:
@@ -90,16 +92,11 @@ class Inbox:
         self._waiting.append(waiting)
         self._arrived.set()
         try:
-            await asyncio.wait_for(asyncio.shield(waiting.done), self._patience)
+            await asyncio.wait_for(waiting.done, self._patience)
         except TimeoutError:
-            self._withdraw(waiting)
+            if waiting in self._waiting:  # no group has taken it yet
+                self._waiting.remove(waiting)
             raise NotDurable("redis did not answer in time") from None
-
-    def _withdraw(self, waiting: _Waiting) -> None:
-        """Takes back what no group has taken yet; nobody waits for its result any more."""
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
-        waiting.done.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _flush(self) -> None:
         while True:
@@ -115,7 +112,7 @@ class Inbox:
         failure: Exception | None = None
         try:
             await self._exec(group)
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, a flusher that ends takes the receiver with it
             failure = NotDurable(f"redis: {type(error).__name__}")
             log.warning("action=commit-failed size=%d error=%s", len(group), type(error).__name__)
         for waiting in group:
@@ -134,7 +131,15 @@ class Inbox:
             await pipe.execute()
 
     async def ready(self) -> bool:
-        """Whether a request could be made durable now: a write that is synced like any other."""
+        """Whether a request could be made durable now: a write that is synced like any other.
+
+        Who asks while it is under way shares it: anybody may ask, and the connections belong to the deliveries.
+        """
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._takes_a_write())
+        return await asyncio.shield(self._probe)
+
+    async def _takes_a_write(self) -> bool:
         try:
             await asyncio.wait_for(self._redis.set("reservoir:ready", 1, ex=60), self._patience)
         except (RedisError, OSError, TimeoutError):
@@ -146,8 +151,9 @@ class Inbox:
 
         A Redis that does not show its settings (some hosted ones) is taken at its word.
         """
-        try:
-            found = await self._redis.config_get(*DURABLE)
+        try:  # one by one: before version 7, Redis takes no more names at once
+            found = [(name, await self._redis.config_get(name)) for name in DURABLE]
         except (RedisError, OSError, TimeoutError):
             return {}
-        return {name: str(found[name]) for name, wanted in DURABLE.items() if found.get(name, wanted) != wanted}
+        held = {name: str(settings.get(name, DURABLE[name])) for name, settings in found}
+        return {name: value for name, value in held.items() if value != DURABLE[name]}

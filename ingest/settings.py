@@ -26,25 +26,33 @@ class Settings:
     body_limit: int = BODY_LIMIT
     """Bytes."""
     patience: float = PATIENCE
+    """Seconds."""
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment and the configuration file. Raises ConfigError."""
-    redis_url = environment.get("REDIS_URL", "")
-    if not redis_url:
-        raise ConfigError("REDIS_URL", "is not set; `reservoir up` sets it, elsewhere it is yours to set")
     return Settings(
-        redis_url=redis_url,
+        redis_url=_redis_url(environment),
         secret=installation_secret(environment),
         config=load(environment.get("RESERVOIR_CONFIG", DEFAULT_FILE), environment),
-        body_limit=_positive(environment, "RESERVOIR_BODY_LIMIT", BODY_LIMIT),
+        body_limit=_positive(environment, "RESERVOIR_BODY_LIMIT", BODY_LIMIT, "bytes"),
+        patience=_positive(environment, "RESERVOIR_PATIENCE_MS", round(PATIENCE * 1000), "milliseconds") / 1000,
     )
 
 
-def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
+def _redis_url(environment: Mapping[str, str]) -> str:
+    url = environment.get("REDIS_URL", "")
+    if not url:
+        raise ConfigError("REDIS_URL", "is not set; `reservoir up` sets it, elsewhere it is yours to set")
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigError("REDIS_URL", "is no URL of a Redis; write it as redis://host:6379/0")
+    return url
+
+
+def _positive(environment: Mapping[str, str], name: str, default: int, unit: str) -> int:
     text = environment.get(name, "")
     if not text:
         return default
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(name, "takes a whole number of bytes above 0, such as 1048576")
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(name, f"takes a whole number of {unit} above 0, such as {default}")
     return int(text)

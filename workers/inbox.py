@@ -36,8 +36,9 @@ class Inbox:
 
 
 def unpacked(delivery_id: UUID, packed: bytes) -> RawDelivery | None:
-    """The request; None where this version cannot read the entry."""
+    """The request; None where this version cannot read the entry, or PostgreSQL could not hold its head."""
     try:
-        return RawDelivery.unpack(delivery_id, packed)
+        raw = RawDelivery.unpack(delivery_id, packed)
     except Malformed:
         return None
+    return None if b"\0" in packed.partition(b"\r\n\r\n")[0] else raw

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from schemas.delivery import RawDelivery, State
-from workers.errors import DeliveryError
-from workers.provider import Answer, Element, Event, Recall
+from workers.errors import DeliveryError, Park
+from workers.provider import Answer, Element, Event, Failed, Recall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +51,18 @@ class Findings:
     """What was asked of our own memory, and must still be answered the same when it is saved."""
     safe: bool = True
     """Its whole content is in our hands, so the provider may forget it once this is committed."""
+    repeats: bool = False
+    """Another delivery brought the same message."""
+
+    @property
+    def failures(self) -> list[Park]:
+        """The errors of the elements that cannot be read."""
+        return [element.error for element in self.elements or () if isinstance(element, Failed)]
+
+    @property
+    def fell_short(self) -> bool:
+        """Whether something kept us from reading all of it."""
+        return self.trouble is not None or bool(self.failures)
 
     @property
     def said(self) -> list[tuple[int, Event]] | None:

@@ -45,7 +45,7 @@ Asks = Callable[[Call], Answer]
 class Keeps(Protocol):
     """What the pipeline wants of the store; `workers.store.Store` says what each does."""
 
-    def message_is_known(self, job: Job) -> bool: ...
+    def told_before(self, job: Job) -> Mapping[str, Answer] | None: ...
     def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]: ...
     def save(self, job: Job, found: Findings, verdict: Verdict, *, parser: int, now: datetime) -> State | None: ...
     def wake_waiting(self, endpoint: str, now: datetime) -> int: ...
@@ -71,6 +71,7 @@ def process(job: Job, parts: Parts) -> Fate:
     endpoint = parts.config.endpoints.get(job.raw.endpoint)
     provider = parts.providers.get(endpoint.provider) if endpoint else None
     if endpoint is None or provider is None:
+        parts.store.acknowledge_again(job, None)  # without the endpoint there is no way to tell anybody
         return set_aside(job, parts, UnknownEndpoint())
     passage = _Passage(replace(job, provider=provider.name), parts, provider, endpoint)
     return passage.through() if job.state in OPEN else passage.acknowledge(Done(state=job.state))
@@ -92,18 +93,32 @@ class _Passage:
 
     def through(self) -> Fate:
         """Everything up to the provider's being told."""
-        if self.parts.store.message_is_known(self.job):
-            return self._finish(Findings(answers=self.job.answers), State.DUPLICATE)
+        repeated = self._repeated()
+        if repeated is not None:
+            return self._finish(repeated)
         for _ in range(MOST_OVERTAKINGS):
+            found = self._find()
+            # Another worker may have read a repeat of the same message meanwhile, and made the provider forget it.
+            again = self._repeated() if found.fell_short else None
             with suppress(Overtaken):
-                return self._finish(self._find())
+                return self._finish(again or found)
         return set_aside(self.job, self.parts, Overtaken())
 
-    def _finish(self, found: Findings, state: State | None = None) -> Fate:
+    def _finish(self, found: Findings) -> Fate:
         """Save, acknowledge. Raises Overtaken where what we remembered is not all that there is any more."""
         owed = found.safe and not self.job.acknowledged and self._farewell() is not None
-        fate = _save(self.job, self.parts, found, parser=self.provider.parser, acknowledge=owed, state=state)
-        return self.acknowledge(fate) if owed else fate
+        fate = _save(self.job, self.parts, found, parser=self.provider.parser, acknowledge=owed)
+        unwritten = isinstance(fate, Done) and fate.state is None  # telling is up to whoever settled it meanwhile
+        return self.acknowledge(fate) if owed and not unwritten else fate
+
+    def _repeated(self) -> Findings | None:
+        """A message that another delivery brought is not read again. Its events are written all the same: the first
+        receipt counts, and that may be this one, because a retry can come after a repeat."""
+        answers = self.parts.store.told_before(self.job)
+        if answers is None:
+            return None
+        incoming = Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=answers)
+        return Findings(elements=understand(self.provider, incoming), answers=answers, repeats=True)
 
     def _find(self) -> Findings:
         """Verify, look up, normalize."""
@@ -113,12 +128,16 @@ class _Passage:
         except Park as error:
             return Findings(answers=self.job.answers, trouble=error, safe=False)
         recalled: list[Recall] = []
+        earlier = dict(self.job.answers)
 
         def ask(question: Call | Recall) -> Answer:
+            known = earlier.get(question.name)
             if isinstance(question, Call):
-                return self._ask(question)
+                return known or self._ask(question)
             recalled.append(question)
             near = self.parts.store.recall(self.job, question)
+            if known is None or known.body != near:
+                earlier.clear()
             return Answer(status=200, body=near, at=self.parts.clock(), recalled=True)
 
         answers, trouble, enough = look_up(self.provider, incoming, ask)
@@ -160,7 +179,8 @@ class _Passage:
 
 
 def _still_good(answers: Mapping[str, Answer]) -> Mapping[str, Answer]:
-    """The answers of an earlier attempt. What followed from our own memory is asked anew: we may remember more now."""
+    """The answers of an earlier attempt, if none is from our own memory: we may remember more now, and then what
+    followed from it is asked anew as well."""
     return {} if any(answer.recalled for answer in answers.values()) else answers
 
 
@@ -189,7 +209,7 @@ def look_up(
 def understand(provider: Provider, incoming: Incoming) -> list[Element]:
     """What a delivery says, element by element; whatever goes wrong becomes an element that failed."""
     try:
-        return [_bounded(element) for element in guarded(lambda: provider.normalize(incoming))]
+        return guarded(lambda: [_bounded(element) for element in provider.normalize(incoming)])
     except Park as error:
         return [Failed(error=error)]
 
@@ -227,13 +247,9 @@ def _clean(value: Any) -> Any:
 # --- the save --------------------------------------------------------------------------------------------------
 
 
-def _save(
-    job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool, state: State | None = None
-) -> Fate:
+def _save(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool) -> Fate:
     """Writes what was found, with the verdict on the delivery."""
     verdict = replace(_verdict(job, parts, found), acknowledge=acknowledge)
-    if state is not None:
-        verdict = replace(verdict, state=state)
     try:
         settled = parts.store.save(job, found, verdict, parser=parser, now=parts.clock())
     except AwaitingBooking as error:
@@ -254,11 +270,11 @@ def _waits(element: Element) -> bool:
 
 def _verdict(job: Job, parts: Parts, found: Findings) -> Verdict:
     """An element that failed needs a person, whatever else happened; trouble comes next; then what was said."""
-    elements = found.elements or ()
-    failures = [element.error for element in elements if isinstance(element, Failed)]
-    if failures:
-        errors = "\n".join(clean(str(error)) for error in failures)
-        return Verdict(state=State.PARKED, reason=failures[0].reason, error=errors)
+    if found.repeats:
+        return Verdict(state=State.DUPLICATE)
+    if found.failures:
+        errors = "\n".join(clean(str(error)) for error in found.failures)
+        return Verdict(state=State.PARKED, reason=found.failures[0].reason, error=errors)
     if found.trouble is not None:
         decision = decide(found.trouble, job.attempt, parts.clock(), parts.chance)
         at = decision.at if isinstance(decision, RetryAt) else None
@@ -268,6 +284,7 @@ def _verdict(job: Job, parts: Parts, found: Findings) -> Verdict:
             error=clean(str(decision.error)),
             next_attempt_at=at,
         )
+    elements = found.elements or ()
     reasons = [element.reason for element in elements if isinstance(element, Ignored)]
     if reasons and len(reasons) == len(elements):
         return Verdict(state=State.IGNORED, reason=reasons[0])

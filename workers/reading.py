@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from math import isfinite
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -247,7 +248,9 @@ def storable(value: Any, levels: int = 2 * _DEEPEST) -> Any:
         return {clean(str(key)): storable(inner, levels - 1) for key, inner in value.items()}
     if isinstance(value, list):
         return [storable(inner, levels - 1) for inner in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # as jsonb gives it back: 1e23 as a float is another number than 1 with 23 zeros
+    if isinstance(value, float) and not isfinite(value):
         return None
     return value
 

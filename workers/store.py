@@ -87,20 +87,21 @@ class Store:
 
     # --- questions ---
 
-    def message_is_known(self, job: Job) -> bool:
-        """Whether another delivery of this endpoint brought the same message and is settled for good.
+    def told_before(self, job: Job) -> dict[str, Answer] | None:
+        """The answers of another delivery of this endpoint that brought the same message and is settled for good.
 
-        What this delivery itself applied before does not count: a replay is never stopped by sameness.
+        None where there is none. What this delivery itself applied before does not count: a replay is never stopped
+        by sameness.
         """
         if job.message_id is None or job.applied:
-            return False
+            return None
         done = or_(
             deliveries.c.state.in_([State.APPLIED, State.STALE, State.IGNORED]),
             and_(deliveries.c.state == State.PARKED, deliveries.c.reason == "unsupported-action"),
         )
         with self.engine.connect() as connection:
             found = connection.execute(
-                select(deliveries.c.id)
+                select(deliveries.c.lookup)
                 .where(
                     deliveries.c.endpoint == job.raw.endpoint,
                     deliveries.c.message_id == job.message_id,
@@ -109,7 +110,7 @@ class Store:
                 )
                 .limit(1)
             ).first()
-        return found is not None
+        return answers_from_json(found.lookup or {}) if found is not None else None
 
     def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]:
         """What other deliveries said about these bookings near this one, in order of receipt."""
@@ -175,7 +176,10 @@ class Store:
     # --- what was left behind ---
 
     def wake_waiting(self, endpoint: str, now: datetime) -> int:
-        """Makes due what waits for a booking of this endpoint. Rows that are held stay as they are."""
+        """Makes due what waits for a booking of this endpoint. Rows that are held stay as they are.
+
+        Being woken is no attempt of theirs: a busy hour must not use up their 24 hours.
+        """
         waiting = (
             select(deliveries.c.id)
             .where(
@@ -188,7 +192,9 @@ class Store:
         )
         with self.engine.begin() as connection:
             result = connection.execute(
-                update(deliveries).where(deliveries.c.id.in_(waiting)).values(next_attempt_at=now)
+                update(deliveries)
+                .where(deliveries.c.id.in_(waiting))
+                .values(next_attempt_at=now, attempts=deliveries.c.attempts - 1)
             )
         return result.rowcount
 

@@ -25,6 +25,9 @@ from workers.tables import tokens
 EARLY: Final = timedelta(seconds=60)
 """A token that ends so soon is refreshed before it is used."""
 
+NO_ANSWER: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError)
+"""How a call ends without an answer; the last one is a host name that nobody can look up."""
+
 
 class BadToken(ValueError):
     """What was pasted is not the token JSON of a provider's panel."""
@@ -198,11 +201,11 @@ class OAuthClient:
         ours = {"client_id": self.client_id, "client_secret": self.client_secret}
         try:
             response = http.post(self.token_url, data={**form, **ours})
-        except httpx.HTTPError as error:
+        except NO_ANSWER as error:
             raise ProviderUnavailable(f"token endpoint: {type(error).__name__}") from None
         try:
             document = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ProviderUnavailable(f"token endpoint: answered {response.status_code} without JSON") from None
         # A body that has the key `error` is a refusal, also with a 2xx status
         # (lockmepl/oauth2-lockme, Lockme.php, checkResponse).

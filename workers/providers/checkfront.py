@@ -307,7 +307,9 @@ def _many(field: Wild, name: str) -> list[tuple[str | None, Wild]]:
     things = field[name] if name in field.value else field
     if not isinstance(things.value, dict) or not all(map(_LINE_NUMBER.fullmatch, things.value)):
         return [(None, thing) for thing in things.one_or_many()]
-    return [(number, things[number]) for number in things.object()]
+    # In the order of the numbers: an answer that was kept as jsonb has its names in another order than it came in.
+    numbers = sorted(things.object(), key=lambda number: [int(part) for part in number.split(".")])
+    return [(number, things[number]) for number in numbers]
 
 
 def _lines(field: Wild) -> list[dict[str, Any]]:

@@ -54,10 +54,13 @@ GONE: Final = "not found by the API"
 UNREADABLE: Final = "unreadable answer of the API"
 """The words of `details.session` and `details.customer`."""
 
-AS_RECEIVED: Final = "as received"
 IN_DOUBT: Final = "in doubt"
 SETTLED: Final = "settled by the API"
-"""The words of `details.order`: how far the order of this session's events is certain."""
+"""The words of `details.order`, which is there once two requests came so close that they may have overtaken each other.
+
+No word says that all is well: of the two, the one that is worked on first would say it, and a worker's turn must not
+show in the row.
+"""
 
 # `duration` is a bare number in the pages, minutes presumably. An end is computed only where the unit is written.
 MINUTES: Final = re.compile(r"(\d{1,4}) ?(?:m|min|mins|minutes?)", re.IGNORECASE)
@@ -155,11 +158,19 @@ def _last_words(heard: Sequence[Heard]) -> dict[str, str]:
 
 
 def _doubtful(last: Mapping[str, str], incoming: Incoming) -> frozenset[str]:
-    """The sessions of which another request, shortly before or after, said the opposite."""
+    """The sessions of which another request, shortly before or after, had the opposite as its last word.
+
+    Of two such requests each finds the other: so it does not matter which of them is worked on first.
+    """
     recent = incoming.answers.get("recent")
     told = recent.body if recent is not None and isinstance(recent.body, list) else []
-    pairs = {(str(row.get("external_id")), str(row.get("provider_status"))) for row in told if isinstance(row, dict)}
-    return frozenset(uuid for uuid, action in last.items() if (uuid, OPPOSITE[action]) in pairs)
+    words = {
+        (str(row.get("delivery_id")), str(row.get("external_id"))): str(row["provider_status"])
+        for row in told
+        if isinstance(row, dict) and str(row.get("provider_status")) in OPPOSITE
+    }
+    others = {(uuid, action) for (_, uuid), action in words.items()}
+    return frozenset(uuid for uuid, action in last.items() if (uuid, OPPOSITE[action]) in others)
 
 
 def _session_calls(last: Mapping[str, str], doubtful: frozenset[str]) -> Iterator[Call]:
@@ -206,7 +217,7 @@ def normalize(incoming: Incoming) -> Sequence[Element]:
 
 def _event(heard: Heard, incoming: Incoming, doubtful: frozenset[str], *, closing: bool) -> Event:
     """What an element says, and what was read back for it, where it is the body's last word on the session."""
-    said = _with(heard.said, _order(heard.uuid, incoming, doubtful))
+    said = _with(heard.said, _note("order", IN_DOUBT) if heard.uuid in doubtful else {})
     if heard.customer is not None:
         said = _with(said, _customer(heard.customer, incoming))
     if closing and heard.action == "create" and heard.uuid not in doubtful:
@@ -214,12 +225,6 @@ def _event(heard: Heard, incoming: Incoming, doubtful: frozenset[str], *, closin
     if closing and heard.uuid in doubtful and _outcome(_session(heard.uuid, incoming)) == UNREADABLE:
         said = _with(said, _note("session", UNREADABLE))
     return Event(external_id=heard.uuid, said=said)
-
-
-def _order(uuid: str, incoming: Incoming, doubtful: frozenset[str]) -> dict[str, Any]:
-    if "recent" not in incoming.answers:
-        return {}
-    return _note("order", IN_DOUBT if uuid in doubtful else AS_RECEIVED)
 
 
 def _settled(uuid: str, incoming: Incoming) -> Iterator[Event]:
