@@ -1,0 +1,84 @@
+"""Two workers that meet in one booking, at the one moment where it matters: between asking and saving."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+from sqlalchemy import Engine
+from world import NOON, VENUES, World, answer, request
+
+from schemas.delivery import RawDelivery, State
+from workers.provider import Answer, Call
+
+SESSION = "9a1f6c1e-77d0-5b62-8e0a-3f1c2d4e5b60"
+
+
+def arcade(engine: Engine) -> World:
+    return World(engine, [replace(VENUES["synthesisvr"], secrets=frozenset({"api_key"}))])
+
+
+def said_of_the_session(action: str, *, milliseconds: int) -> RawDelivery:
+    body = json.dumps([{"uuid": SESSION, "action": action, "location": "Prater", "stations": 2}]).encode()
+    return request("arcade", body, at=NOON + timedelta(milliseconds=milliseconds))
+
+
+def test_a_delete_that_overtook_its_create_is_noticed_though_neither_was_saved_when_the_other_looked(
+    engine: Engine,
+) -> None:
+    """While the create's session is being read, another worker saves the delete that came first. The create looks
+    again, finds itself in doubt, and the API settles it: the session is gone."""
+    world = arcade(engine)
+    delete = said_of_the_session("delete", milliseconds=0)
+    create = said_of_the_session("create", milliseconds=50)
+    world.land(delete, create)
+
+    def meanwhile(call: Call) -> Answer:
+        if world.delivery(delete.id).state == State.RECEIVED:
+            world.work(delete.id)
+        return answer({"sessions": {}}, at=NOON + timedelta(seconds=1))
+
+    world.script.otherwise = meanwhile
+    world.work(create.id)
+    (row,) = world.rows()
+    assert row["status"] == "cancelled"
+    assert row["details"]["order"] == "settled by the API"
+    assert world.delivery(delete.id).lookup["recent"]["body"] == []
+    (seen,) = world.delivery(create.id).lookup["recent"]["body"]
+    assert seen["delivery_id"] == str(delete.id)
+
+
+def test_a_move_that_arrives_the_wrong_way_round_is_not_lost(engine: Engine) -> None:
+    """Deleted and made again with the same uuid, received in the other order: the API has the session, so it stands."""
+    world = arcade(engine)
+    create = said_of_the_session("create", milliseconds=0)
+    delete = said_of_the_session("delete", milliseconds=50)
+    found = {"sessions": {"1": {"uuid": SESSION, "start_time": "2026-12-01 18:00:00"}}}
+    world.script.otherwise = answer(found, at=NOON + timedelta(seconds=1))
+    world.deliver(create, delete)
+    (row,) = world.rows()
+    assert row["status"] == "confirmed"
+    assert row["starts_at"].isoformat() == "2026-12-01T17:00:00+00:00"
+
+
+def test_a_repeat_that_is_read_while_the_first_is_asked_for_leaves_nothing_parked(engine: Engine) -> None:
+    """Lockme forgets a message that is acknowledged; who asks for it a moment too late knows why it is gone."""
+    world = World(engine, [VENUES["lockme"]])
+    first, again = (request("escape", at=NOON, headers=[("x-messageid", "90001")]) for _ in range(2))
+    world.land(first, again)
+    message = {"action": "add", "roomid": 7, "reservationid": 1, "data": {"date": "2026-12-01", "hour": "18:00"}}
+
+    def read(call: Call) -> Answer:
+        if world.delivery(again.id).state != State.RECEIVED:
+            return answer(message)
+        world.script.lines["message"] = answer(message)
+        world.work(again.id)
+        return answer(None, status=404)
+
+    world.script.lines |= {"message": read, "acknowledge": answer(True)}
+    world.work(first.id)
+    assert world.verdict(again.id) == (State.APPLIED, None)
+    assert world.verdict(first.id) == (State.DUPLICATE, None)
+    assert world.delivery(first.id).acknowledged_at is not None
+    assert len(world.rows()) == 1
