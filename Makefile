@@ -26,7 +26,7 @@ demo: $(READY) ## A busy day at five simulated venues, checked row by row
 	@$(BIN)/python -m console.demo
 
 test: $(READY) ## Everything: unit, contract, integration against real servers
-	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) --dist loadgroup
+	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES)
 
 check: $(READY) ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check --quiet . || { echo 'run `make format`'; exit 1; }

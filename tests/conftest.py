@@ -7,11 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import redis as redis_py
 from sqlalchemy import Engine
+from xdist.scheduler import LoadScopeScheduling
 
 from console.services import Embedded
 from workers.database import engine as make_engine
@@ -79,3 +81,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if ran:
         counts = "  ".join(f"{provider}={count}" for provider, count in sorted(ran.items()))
         terminalreporter.write_line(f"fixture cases that became their rows: {counts}  total={ran.total()}")
+
+
+class _ByNeed(LoadScopeScheduling):
+    """Tests go to whichever process is free; those of a file that shares something dear stay together."""
+
+    TOGETHER = ("test_acceptance.py", "test_rebuild.py")
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(self.TOGETHER) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByNeed:
+    """`--dist loadgroup` does the same, and knows no groups under pytest 9.2."""
+    return _ByNeed(config, log)

@@ -24,7 +24,7 @@ from simulators.lockme import Lockme
 from simulators.server import discover
 from simulators.venue import Venue, Weather
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(240), pytest.mark.xdist_group("acceptance")]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(240)]
 
 SPEED = 2000.0
 PATIENCE = 90.0

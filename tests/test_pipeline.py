@@ -278,6 +278,16 @@ def test_our_own_memory_is_asked_for_what_came_close(world: World) -> None:
     assert (told["delivery_id"], told["provider_status"]) == (str(requests[0].id), "create")
 
 
+@pytest.mark.parametrize("turns", [(0, 1), (1, 0)])
+def test_only_the_last_words_of_two_requests_can_contradict_each_other(world: World, turns: tuple[int, int]) -> None:
+    """Made and deleted in one request, deleted once more in the next: nothing is in doubt, whoever is first."""
+    made_and_deleted, deleted = [Step(word="create"), Step(word="cancel")], [Step(word="cancel")]
+    requests = [sent(world, "synthesisvr", *steps, at=at) for steps, at in [(made_and_deleted, 0), (deleted, 30)]]
+    world.deliver(*(requests[turn] for turn in turns))
+    (row,) = world.rows()
+    assert (row["status"], row["details"], row["delivery_id"]) == ("cancelled", {}, requests[0].id)
+
+
 def test_what_was_read_back_is_not_lost_to_a_retry_unless_our_memory_has_changed(engine: Engine) -> None:
     """The session was read, the customer was not; when the API is down at the retry, the session is known still."""
     world = World(engine, [replace(VENUES["synthesisvr"], secrets=frozenset({"api_key"}))])
@@ -406,6 +416,15 @@ def test_what_postgresql_cannot_hold_ends_in_a_row_or_parked(
     world.deliver(raw)
     assert world.verdict(raw.id) == end
     assert len(world.rows()) == (end[0] == State.APPLIED)
+
+
+@pytest.mark.parametrize("number", [1e23, 3.019234294786527e16, -0.0, 2.5, 5e-324, 10**40])
+def test_a_number_is_the_same_number_when_postgresql_gives_it_back(engine: Engine, number: float) -> None:
+    provider = says(said={"details": {"number": number}}, payments=[{"id": "1", "number": number}])
+    world = World(engine, [VENUES["timekit"]], providers={"timekit": provider})
+    fates = world.deliver(request("studio", b"{}"), request("studio", b"{}"))
+    assert fates == [Done(state=State.APPLIED), Done(state=State.DUPLICATE)]
+    assert len(world.changes()) == 1
 
 
 # --- a payment that comes before its booking (Checkfront) ------------------------------------------------------
