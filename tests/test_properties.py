@@ -223,7 +223,7 @@ def anything(draw: st.DrawFn, provider: str) -> Anything:
 
 
 @by_provider
-@tried(70)
+@tried(50)
 @given(data=st.data())
 def test_anything_becomes_elements_with_a_reason_where_they_are_none(provider: str, data: st.DataObject) -> None:
     """Never an exception; an element is an event, or ignored or failed for a reason."""
@@ -254,7 +254,7 @@ def reason_of(element: Failed | Ignored) -> str:
 
 
 @by_provider
-@tried(25)
+@tried(20)
 @given(data=st.data())
 def test_anything_ends_in_rows_or_parked_and_a_second_time_changes_nothing(
     shared: Engine, provider: str, data: st.DataObject
@@ -348,7 +348,7 @@ def world_of(story: Story, engine: Engine, provider: str) -> World:
 
 
 @by_provider
-@tried(14)
+@tried(12)
 @given(data=st.data())
 def test_any_order_any_repetition_and_several_workers_give_the_row_of_the_receipt(
     shared: Engine, provider: str, data: st.DataObject

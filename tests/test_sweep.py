@@ -275,3 +275,12 @@ def test_a_woken_payment_is_sent_at_the_next_sweep(yard: Yard) -> None:
 def test_an_id_tells_when_it_was_made() -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     assert before <= born(new_id()) <= datetime.now(UTC)
+
+
+def test_a_field_of_the_inbox_that_is_no_id_stops_no_sweep(yard: Yard, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told in the log, and what else waits is nudged."""
+    yard.redis.hset(INBOX, "not-an-id", b"?")
+    raw = yard.receive("timekit", ago=SETTLED)
+    assert yard.sweep() == 1
+    assert [task for _, task, _, _ in nudges(yard.queue("timekit"))] == [str(raw.id)]
+    assert "a-field-that-is-no-id" in caplog.text

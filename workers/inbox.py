@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from uuid import UUID
 
 from redis import Redis
 
 from schemas.delivery import INBOX, Malformed, RawDelivery
+
+log = logging.getLogger("reservoir")
 
 
 class Inbox:
@@ -28,11 +31,22 @@ class Inbox:
     def waiting(self) -> Iterator[tuple[UUID, bytes]]:
         """Every request that has not landed; one that comes or goes meanwhile may be left out or told twice."""
         for field, packed in self._redis.hscan_iter(INBOX, count=500):
-            yield UUID(field.decode()), packed
+            delivery_id = _id(field)
+            if delivery_id is None:
+                log.error("action=sweep what=inbox error=a-field-that-is-no-id")  # whoever wrote it must take it away
+            else:
+                yield delivery_id, packed
 
     def size(self) -> int:
         """How many requests have not landed."""
         return int(self._redis.hlen(INBOX))
+
+
+def _id(field: bytes) -> UUID | None:
+    try:
+        return UUID(field.decode())
+    except ValueError:
+        return None
 
 
 def unpacked(delivery_id: UUID, packed: bytes) -> RawDelivery | None:

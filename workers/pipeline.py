@@ -221,9 +221,14 @@ def guarded(work: Callable[[], T]) -> T:
     except DeliveryError:
         raise
     except Exception as error:  # noqa: BLE001  whatever a provider's file does, the delivery is kept and shown
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file = place.filename.rsplit("/", 1)[-1]
-        raise OurFault(f"{type(error).__name__} at {file}:{place.lineno}") from None
+        raise our_fault(error) from None
+
+
+def our_fault(error: Exception) -> OurFault:
+    """A mistake of our own as an error of the tree: its place, and nothing of what it stumbled over."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    file = place.filename.rsplit("/", 1)[-1]
+    return OurFault(f"{type(error).__name__} at {file}:{place.lineno}")
 
 
 def _bounded(element: Element) -> Element:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
     ForeignKey,
@@ -75,7 +76,8 @@ class Delivery(Base):
     """When somebody must look at it again: the retry of a `retrying` one, the end of a worker's lease."""
     nudged_at: Mapped[dt.datetime | None]
     """When the sweeper last put it back into its queue."""
-    lookup: Mapped[dict[str, Any] | None]
+    lookup: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """Not jsonb, which forgets the order of names: a rebuild must read what the API answered."""
     parser: Mapped[int | None] = mapped_column(SmallInteger)
     applied_at: Mapped[dt.datetime | None]
     acknowledge_at: Mapped[dt.datetime | None]

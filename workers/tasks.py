@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from random import Random
 from typing import Any
 from uuid import UUID
 
-from celery.exceptions import Retry
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.signals import worker_init
 from redis import Redis
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +22,7 @@ from schemas.endpoints import ConfigError, Endpoint
 from workers import calls, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
 from workers.database import engine, trouble
+from workers.errors import DeliveryError, ProviderUnavailable
 from workers.inbox import Inbox
 from workers.job import ComesBack, Fate, Job
 from workers.land import land
@@ -87,11 +90,12 @@ def refuse_bad_configuration(**_: Any) -> None:
 def process(delivery_id: str) -> str | None:
     """Takes one delivery as far as it goes; the state that it reached. Running it twice does no harm."""
     shop, identity = workshop(), UUID(delivery_id)
-    land(identity, shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
-    job = shop.store.claim(identity, now())
-    if job is None:
-        return None
-    fate = _worked_on(job, shop.parts)
+    with _discreet():
+        land(identity, shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
+        job = shop.store.claim(identity, now())
+        if job is None:
+            return None
+        fate = _worked_on(job, shop.parts)
     where = f"delivery={identity} endpoint={job.raw.endpoint} provider={job.provider}"
     if isinstance(fate, ComesBack):
         log.info("action=retry %s reason=%s at=%s", where, fate.error.reason, fate.at.isoformat())
@@ -101,10 +105,25 @@ def process(delivery_id: str) -> str | None:
 
 
 def _worked_on(job: Job, parts: pipeline.Parts) -> Fate:
+    """Whatever happens outside of the delivery's own content stands in its row too, as far as that can be written."""
     try:
         return pipeline.process(job, parts)
     except DBAPIError as error:
-        return pipeline.set_aside(job, parts, trouble(error))
+        found: DeliveryError = trouble(error)
+    except SoftTimeLimitExceeded:
+        found = ProviderUnavailable("it took longer than a task may take")
+    except Exception as error:  # noqa: BLE001  a mistake of ours parks the delivery, or it would come back for ever
+        found = pipeline.our_fault(error)
+    return pipeline.set_aside(job, parts, found)
+
+
+@contextmanager
+def _discreet() -> Iterator[None]:
+    """What Celery logs and Flower shows is the class of a database's error: its text quotes the values of the row."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise trouble(error) from None
 
 
 def _retry(fate: ComesBack) -> Retry:

@@ -94,7 +94,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("next_attempt_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("nudged_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("lookup", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("lookup", sa.JSON(), nullable=True),
         sa.Column("parser", sa.SmallInteger(), nullable=True),
         sa.Column("applied_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("acknowledge_at", postgresql.TIMESTAMP(timezone=True), nullable=True),

@@ -1,0 +1,60 @@
+"""What a task does about trouble that no provider's file and no API has caused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+from sqlalchemy import Engine
+from sqlalchemy.exc import DataError, OperationalError
+from world import NOON, VENUES, Step, World, request, tell
+
+from schemas.delivery import State
+from workers.job import ComesBack, Done
+from workers.tasks import _worked_on
+
+SECRET = "Ewa Lis, ewa@example.org"
+
+
+class Stumbles:
+    """A store whose save stumbles once."""
+
+    def __init__(self, store: Any, error: Exception) -> None:
+        self._store, self._error = store, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        error, self._error = self._error, None  # type: ignore[assignment]
+        if error is not None:
+            raise error
+        return self._store.save(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (OperationalError("INSERT", {}, Exception(SECRET)), State.RETRYING, "database-trouble"),
+        (DataError("INSERT", {}, Exception(SECRET)), State.PARKED, "internal-error"),
+        (SoftTimeLimitExceeded(), State.RETRYING, "provider-unavailable"),
+        (KeyError(SECRET), State.PARKED, "internal-error"),
+    ],
+)
+def test_trouble_stands_in_the_row_by_its_class_and_without_a_value(
+    engine: Engine, error: Exception, state: State, reason: str
+) -> None:
+    """Postgres in trouble and a task that took too long come back; a mistake of ours needs a person."""
+    world = World(engine, [VENUES["timekit"]])
+    raw = request(VENUES["timekit"].name, tell("timekit", Step(name="Ewa")).body)
+    world.land(raw)
+    job = world.store.claim(raw.id, NOON)
+    assert job is not None
+    fate = _worked_on(job, replace(world.parts, store=Stumbles(world.store, error)))
+    assert isinstance(fate, ComesBack if state is State.RETRYING else Done)
+    row = world.delivery(raw.id)
+    assert (row.state, row.reason) == (state, reason)
+    assert SECRET not in row.error
+    assert world.rows() == []
