@@ -175,7 +175,6 @@ def rebuild(
             engine=engine,
             config=endpoints,
             providers=discover(),
-            secrets_of=context.secrets_of,
             endpoint=endpoint,
         )
         report = again.run(from_raw=from_raw)

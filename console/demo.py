@@ -206,6 +206,13 @@ def unpaid(venues: list[Venue], rows: list[dict[str, Any]]) -> int:
     return sum(sorted(told.get(code, [])) != sorted(ids) for code, ids in known.items())
 
 
+def _unkept(ledger: Ledger, seen: Seen) -> int:
+    """Acknowledged requests that stand in no row of `deliveries`, endpoint by endpoint."""
+    acked = Counter(one.endpoint for one in ledger.sent if one.acked)
+    kept = {endpoint: sum(seen.states[endpoint, state] for state in STATES) for endpoint in acked}
+    return sum(max(0, count - kept[endpoint]) for endpoint, count in acked.items())
+
+
 def report(console: Console, ledger: Ledger, seen: Seen, verdict: Verdict) -> int:
     """The differences, if there are any, and the last line; the exit code."""
     for wrong in verdict.wrong[:20]:
@@ -216,7 +223,7 @@ def report(console: Console, ledger: Ledger, seen: Seen, verdict: Verdict) -> in
             markup=False,
         )
     acked = sum(one.acked for one in ledger.sent)
-    lost = len(verdict.lost) + max(0, acked - seen.total(*STATES)) + seen.total("received", "retrying")
+    lost = len(verdict.lost) + _unkept(ledger, seen) + seen.total("received", "retrying")
     wrong_rows = {(wrong.endpoint, wrong.external_id) for wrong in verdict.wrong} | set(verdict.invented)
     late = sum(one.late for one in ledger.sent)
     console.print(f"checked {verdict.checked} bookings against what the venues know; answers past a deadline: {late}")

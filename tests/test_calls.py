@@ -10,7 +10,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -656,3 +656,10 @@ def test_the_application_of_an_endpoint() -> None:
     assert api_base(lockme, endpoint) == "https://api.lock.me/v2.4"
     assert "s3cret" not in repr(application)
     assert oauth_client(lockme, Endpoint(name="vault", provider="lockme"), {}) is None
+
+
+def test_an_answer_is_dated_when_it_was_asked_for(caller: Caller, api: Api) -> None:
+    """What changes at the provider while the answer is on its way may not be in it."""
+    moments = iter([NOW, NOW + timedelta(seconds=20)])
+    api.will(JSONResponse({"status": "PAID"}))
+    assert replace(caller, clock=lambda: next(moments))(READ).at == NOW

@@ -254,6 +254,43 @@ def test_what_the_webhook_says_is_applied_at_once_and_the_rest_when_the_api_is_b
     assert [change["kind"] for change in world.changes()] == ["created", "updated"]
 
 
+def test_a_delivery_does_not_ask_for_ever_and_goes_on_where_it_stopped(engine: Engine) -> None:
+    """A slow API: what was answered in time is applied and kept; the rest is asked at the next attempt."""
+    world = World(engine, [KEYED_SALON])
+
+    def slow(call: Call) -> Answer:
+        world.clock.forward(seconds=26)
+        return answer({"data": {"id": 140, "name": "Haircut", "timezone": "Europe/Berlin"}})
+
+    world.script.lines["service:140"] = slow
+    body = {"bookings": [{"id": 1, "service_id": 140, "time_slot_id": 9, "date": "2026-12-01"}]}
+    raw = posted(world, "reservekit", in_json(body))
+    (fate,) = world.deliver(raw)
+    assert isinstance(fate, ComesBack)
+    assert world.verdict(raw.id) == (State.RETRYING, "provider-unavailable")
+    assert world.script.names == ["service:140"]
+    assert [row["timezone"] for row in world.rows()] == ["Europe/Berlin"]
+    world.clock.now = fate.at
+    world.work(raw.id)
+    assert world.script.names == ["service:140", "slots:140"]
+
+
+def test_a_bad_element_does_not_keep_the_good_ones_from_being_looked_up_later(engine: Engine) -> None:
+    """While the API is down the delivery retries; when all is read that can be read, it is parked for the rest."""
+    world = World(engine, [KEYED_SALON])
+    good = {"id": 1, "service_id": 140, "date": "2026-12-01"}
+    raw = posted(world, "reservekit", in_json({"bookings": [good, {"id": 2, "date": "never"}]}))
+    (fate,) = world.deliver(raw)
+    assert isinstance(fate, ComesBack)
+    assert world.verdict(raw.id) == (State.RETRYING, "provider-unavailable")
+    assert "body.bookings[1]" in world.delivery(raw.id).error
+    world.script.lines["service:140"] = answer({"data": {"id": 140, "name": "Haircut", "timezone": "Europe/Berlin"}})
+    world.clock.now = fate.at
+    world.work(raw.id)
+    assert world.verdict(raw.id) == (State.PARKED, "malformed")
+    assert [row["resource_name"] for row in world.rows()] == ["Haircut"]
+
+
 def test_what_was_answered_before_is_not_asked_again(engine: Engine) -> None:
     """The service was known at the first attempt, the slots came with the second one."""
     world = World(engine, [KEYED_SALON])

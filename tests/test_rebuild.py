@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -56,7 +58,6 @@ def rebuild(world: World, *, from_raw: bool = False, endpoint: str | None = None
         engine=world.engine,
         config=world.config,
         providers=world.providers,
-        secrets_of=world.secrets_of,
         endpoint=endpoint,
     ).run(from_raw=from_raw)
 
@@ -219,6 +220,23 @@ def test_what_cannot_be_read_stays_out_and_is_reported(day: Day) -> None:
     states = {day.world.delivery(one).state for one in unread}
     assert states <= {State.PARKED, State.RETRYING}
     assert not [row for row in day.world.rows() if row["endpoint"] in ("signed", "nobodys")]
+
+
+def test_a_rotated_secret_takes_nothing_away_and_lets_nothing_in(engine: Engine) -> None:
+    """What was signed with yesterday's secret was checked yesterday, and so was what was not."""
+    world = World(engine, [SIGNED], secrets={"signed": {"webhook_secret": "yesterday"}})
+    genuine, forged = (tell("timekit", Step(booking=booking, name="Ewa")).body for booking in (1, 2))
+    signature = hmac.new(b"yesterday", genuine, hashlib.sha256).hexdigest()
+    world.deliver(request("signed", genuine, headers=[("x-timekit-signature", signature)]), request("signed", forged))
+    rows = world.rows()
+    assert len(rows) == 1
+    rotated = replace(world, secrets={"signed": {"webhook_secret": "today"}})
+    unsigned = replace(world, endpoints=[replace(SIGNED, secrets=frozenset())])
+    for later in (rotated, unsigned):
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE bookings CASCADE"))
+        rebuild(later, from_raw=True)
+        assert world.rows() == rows
 
 
 def test_a_payment_finds_the_booking_that_came_after_it(day: Day) -> None:

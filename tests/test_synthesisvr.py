@@ -167,3 +167,20 @@ def test_a_session_that_changes_hands_does_not_keep_the_other_persons_name() -> 
     walk_in = request(told("create", customerid=0), number=2, at=NOON + timedelta(hours=1))
     row = folded(first, walk_in)
     assert (row["customer_id"], row["customer_name"], row["customer_email"]) == (None, None, None)
+
+
+def test_of_the_customers_that_a_search_finds_only_the_one_that_was_meant_is_kept() -> None:
+    """The search is free text, and other guests are none of our business."""
+    made = request(
+        told("create", customerid=5204),
+        endpoint=KEYED,
+        recent=answer([]),
+        **{f"session:{SESSION}": answer({"sessions": []})},
+    )
+    call = PROVIDER.lookup(made)
+    assert isinstance(call, Call)
+    assert call.keep is not None
+    meant, other = {"id": 5204, "fullname": "Nora Quist"}, {"id": 5199, "phone": "+43 5204"}
+    assert call.keep({"customers": {"1": other, "2": meant}}) == {"customers": [meant]}
+    assert call.keep({"customers": [other]}) == {"customers": []}
+    assert call.keep("no such thing") is None

@@ -109,7 +109,8 @@ class Caller:
         kept = self.cache.get(self.endpoint.name, call)
         if kept is not None:
             return kept
-        answer = self._answer(call, self._performed(call))
+        asked = self.clock()  # what changes while we read the answer may not be in it
+        answer = self._answer(call, self._performed(call), asked)
         self.cache.put(self.endpoint.name, call, answer)
         return answer
 
@@ -192,10 +193,10 @@ class Caller:
                 )
         return Reply(response.status_code, response.headers, bytes(read))
 
-    def _answer(self, call: Call, reply: Reply) -> Answer:
+    def _answer(self, call: Call, reply: Reply, asked: datetime) -> Answer:
         if not 200 <= reply.status < 300 and reply.status not in call.accepts:
             raise self._failure(call, reply)
-        return Answer(status=reply.status, body=_document(call, reply), at=self.clock())
+        return Answer(status=reply.status, body=_document(call, reply), at=asked)
 
     def _failure(self, call: Call, reply: Reply) -> DeliveryError:
         said = f"{call.name}: answered {reply.status}"

@@ -30,7 +30,7 @@ class Inbox:
 
     def waiting(self) -> Iterator[tuple[UUID, bytes]]:
         """Every request that has not landed; one that comes or goes meanwhile may be left out or told twice."""
-        for field, packed in self._redis.hscan_iter(INBOX, count=500):
+        for field, packed in self._redis.hscan_iter(INBOX, count=50):
             delivery_id = _id(field)
             if delivery_id is None:
                 log.error("action=sweep what=inbox error=a-field-that-is-no-id")  # whoever wrote it must take it away

@@ -6,11 +6,12 @@ client, no Celery, and no provider's words.
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Final, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ from workers.errors import (
     OurFault,
     Overtaken,
     Park,
+    ProviderUnavailable,
     UnknownEndpoint,
 )
 from workers.job import ComesBack, Done, Fate, Findings, Job, Verdict
@@ -31,11 +33,15 @@ from workers.provider import Answer, Call, Element, Event, Failed, Ignored, Inco
 from workers.reading import clean, storable
 from workers.retry import RetryAt, decide
 
+log = logging.getLogger("reservoir")
+
 T = TypeVar("T")
 
 LONGEST_KEY: Final = 200
 MOST_LOOKUPS: Final = 500
 MOST_OVERTAKINGS: Final = 5
+ASKING: Final = timedelta(seconds=25)
+"""How long one delivery may go on asking: with the last answer and the save it stays within a task's limit of 45 s."""
 _INT4: Final = range(-(2**31), 2**31)
 
 Asks = Callable[[Call], Answer]
@@ -127,13 +133,13 @@ class _Passage:
             guarded(lambda: self.provider.verify(incoming, self.parts.secrets_of(self.endpoint)))
         except Park as error:
             return Findings(answers=self.job.answers, trouble=error, safe=False)
-        recalled: list[Recall] = []
+        began, recalled = self.parts.clock(), list[Recall]()
         earlier = dict(self.job.answers)
 
         def ask(question: Call | Recall) -> Answer:
             known = earlier.get(question.name)
             if isinstance(question, Call):
-                return known or self._ask(question)
+                return known or self._ask_in_time(question, began)
             recalled.append(question)
             near = self.parts.store.recall(self.job, question)
             if known is None or known.body != near:
@@ -145,6 +151,12 @@ class _Passage:
             return Findings(answers=answers, trouble=trouble, safe=False)
         elements = understand(self.provider, replace(incoming, answers=answers))
         return Findings(elements=elements, answers=answers, trouble=trouble, recalled=recalled)
+
+    def _ask_in_time(self, call: Call, began: datetime) -> Answer:
+        """What was answered in time is kept, and the next attempt goes on from there."""
+        if self.parts.clock() - began > ASKING:
+            raise ProviderUnavailable(f"{call.name}: there was no time left to ask; the rest follows")
+        return self._ask(call)
 
     def _ask(self, call: Call) -> Answer:
         return self.parts.asks_for(self.provider, self.endpoint)(call)
@@ -175,6 +187,8 @@ class _Passage:
         decision = decide(error, self.job.acknowledge_attempt, self.parts.clock(), self.parts.chance)
         at = decision.at if isinstance(decision, RetryAt) else None
         self.parts.store.acknowledge_again(self.job, at)
+        if at is None:
+            log.warning("action=acknowledge delivery=%s reason=%s given-up: %s", self.job.raw.id, error.reason, error)
         return ComesBack(at=at, error=error) if at is not None and isinstance(fate, Done) else fate
 
 
@@ -200,10 +214,17 @@ def look_up(
         if question is None:
             return answers, None, True
         try:
-            answers[question.name] = ask(question)
+            answers[question.name] = _kept(question, ask(question))
         except DeliveryError as error:
             return answers, error, isinstance(question, Call) and not question.required
     return answers, OurFault("the provider's file asks without end"), False
+
+
+def _kept(question: Call | Recall, answer: Answer) -> Answer:
+    keep = question.keep if isinstance(question, Call) else None
+    if keep is None or not answer.ok:
+        return answer
+    return replace(answer, body=guarded(lambda: keep(answer.body)))
 
 
 def understand(provider: Provider, incoming: Incoming) -> list[Element]:
@@ -268,27 +289,30 @@ def _save(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: 
     return Done(state=settled, reason=verdict.reason)
 
 
+def _told(errors: Sequence[DeliveryError]) -> str:
+    """As it stands in `deliveries.error`, a line each."""
+    return "\n".join(clean(str(error)) for error in errors)
+
+
 def _waits(element: Element) -> bool:
     """Whether an element names its booking only by the code."""
     return isinstance(element, Event) and element.external_id is None
 
 
 def _verdict(job: Job, parts: Parts, found: Findings) -> Verdict:
-    """An element that failed needs a person, whatever else happened; trouble comes next; then what was said."""
+    """Trouble that passes is waited for; then an element that failed needs a person; then it is what was said."""
     if found.repeats:
         return Verdict(state=State.DUPLICATE)
-    if found.failures:
-        errors = "\n".join(clean(str(error)) for error in found.failures)
-        return Verdict(state=State.PARKED, reason=found.failures[0].reason, error=errors)
+    errors: list[DeliveryError] = list(found.failures)
     if found.trouble is not None:
         decision = decide(found.trouble, job.attempt, parts.clock(), parts.chance)
-        at = decision.at if isinstance(decision, RetryAt) else None
-        return Verdict(
-            state=State.RETRYING if at else State.PARKED,
-            reason=decision.error.reason,
-            error=clean(str(decision.error)),
-            next_attempt_at=at,
-        )
+        if isinstance(decision, RetryAt):
+            told = _told([decision.error, *errors])
+            reason = decision.error.reason
+            return Verdict(state=State.RETRYING, reason=reason, error=told, next_attempt_at=decision.at)
+        errors.append(decision.error)
+    if errors:
+        return Verdict(state=State.PARKED, reason=errors[0].reason, error=_told(errors))
     elements = found.elements or ()
     reasons = [element.reason for element in elements if isinstance(element, Ignored)]
     if reasons and len(reasons) == len(elements):

@@ -53,6 +53,8 @@ class Call:
     """False: what the webhook itself says is applied at once, and the rest follows when the API answers."""
     cache: timedelta | None = None
     """How long an answer may serve other deliveries of the same endpoint."""
+    keep: Callable[[Any], Any] | None = None
+    """What is kept of a 2xx's body, where the answer tells of more than was asked for, such as of other guests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

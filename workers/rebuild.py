@@ -6,7 +6,7 @@ every booking is locked while it is folded. Knows no delivery's state and change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import UUID
@@ -15,11 +15,11 @@ from sqlalchemy import Engine, select, tuple_
 from sqlalchemy import Row as SqlRow
 
 from schemas.delivery import State
-from schemas.endpoints import Config, Endpoint
+from schemas.endpoints import Config
 from workers.bookings import Effect, refold, write_events
-from workers.errors import AwaitingBooking, DeliveryError, UnknownEndpoint
+from workers.errors import AwaitingBooking, BadSignature, DeliveryError, UnknownEndpoint
 from workers.job import Job
-from workers.pipeline import guarded, look_up, understand
+from workers.pipeline import look_up, understand
 from workers.provider import Answer, Call, Event, Failed, Incoming, Provider, Recall
 from workers.store import job_of
 from workers.tables import bookings, deliveries
@@ -54,7 +54,6 @@ class Rebuild:
     engine: Engine
     config: Config
     providers: Mapping[str, Provider]
-    secrets_of: Callable[[Endpoint], Mapping[str, str]]
     endpoint: str | None = None
 
     def run(self, *, from_raw: bool = False) -> Report:
@@ -70,35 +69,37 @@ class Rebuild:
 
     def _read_again(self, report: Report) -> None:
         """In order of receipt; what waits for a booking that came later is read once more at the end."""
-        waiting: list[Job] = []
+        waiting: list[UUID] = []
         for row in self._pages(deliveries.c.received_at, deliveries.c.id, deliveries.c.endpoint):
-            job = self._held(row.id)
-            if job.state is State.RECEIVED:
-                continue  # its worker will come
-            report.deliveries += 1
             try:
-                self._write(job, report)
+                report.deliveries += self._write(row.id, report)
             except AwaitingBooking:
-                waiting.append(job)
-        for job in waiting:
+                waiting.append(row.id)
+        for delivery_id in waiting:
             try:
-                self._write(job, report)
+                report.deliveries += self._write(delivery_id, report)
             except AwaitingBooking as error:
-                report.unread[job.raw.id] = error.reason
+                report.unread[delivery_id] = error.reason
 
-    def _held(self, delivery_id: UUID) -> Job:
-        with self.engine.connect() as connection:
-            return job_of(connection.execute(select(deliveries).where(deliveries.c.id == delivery_id)).one())
-
-    def _write(self, job: Job, report: Report) -> None:
-        try:
-            provider, said = self._said(job, report)
-        except DeliveryError as error:
-            report.unread[job.raw.id] = error.reason
-            return
+    def _write(self, delivery_id: UUID, report: Report) -> bool:
+        """Reads one delivery again, held against its worker meanwhile; False where it is left alone."""
         with self.engine.begin() as connection:
+            held = select(deliveries).where(deliveries.c.id == delivery_id).with_for_update()
+            row = connection.execute(held).one()
+            if row.state == State.RECEIVED:
+                return False  # its worker will come
+            if row.reason == BadSignature.reason:
+                report.unread[delivery_id] = row.reason  # whatever today's secret says of yesterday's signature
+                return False
+            job = job_of(row)
+            try:
+                provider, said = self._said(job, report)
+            except DeliveryError as error:
+                report.unread[delivery_id] = error.reason
+                return True
             effects = write_events(connection, job.raw, provider.name, said, parser=provider.parser)
         report.changed += Effect.CHANGED in effects
+        return True
 
     def _said(self, job: Job, report: Report) -> tuple[Provider, list[tuple[int, Event]]]:
         """What a delivery says today. Raises DeliveryError where it says nothing."""
@@ -107,7 +108,6 @@ class Rebuild:
             raise UnknownEndpoint
         provider = self.providers[endpoint.provider]
         incoming = Incoming(delivery=job.raw, endpoint=endpoint, answers=job.answers)
-        guarded(lambda: provider.verify(incoming, self.secrets_of(endpoint)))
         answers, trouble, enough = look_up(provider, incoming, _ask_nobody)
         if trouble is not None and not enough:
             raise trouble

@@ -176,7 +176,7 @@ class Store:
     # --- what was left behind ---
 
     def wake_waiting(self, endpoint: str, now: datetime) -> int:
-        """Makes due what waits for a booking of this endpoint. Rows that are held stay as they are.
+        """Makes due what waits for a booking of this endpoint; rows that somebody writes at this moment are left out.
 
         Being woken is no attempt of theirs: a busy hour must not use up their 24 hours.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -81,9 +81,19 @@ def workshop() -> Workshop:
 def refuse_bad_configuration(**_: Any) -> None:
     """A worker that cannot work says why in one line, before it takes the first message."""
     try:
-        settings.read()
+        read = settings.read()
+        with suppress(DBAPIError):  # PostgreSQL may come later than we do
+            registry.check_access(read.config, _kept_tokens(read))
     except ConfigError as error:
         sys.exit(f"reservoir: {error}")
+
+
+def _kept_tokens(read: settings.Settings) -> set[str]:
+    database = engine(read.database_url)
+    try:
+        return Tokens(database, Seal(read.secret), now).endpoints()
+    finally:
+        database.dispose()
 
 
 @app.task(name=PROCESS)

@@ -133,7 +133,9 @@ class Tokens:
         with self._engine.begin() as connection:
             sealed = connection.execute(
                 select(tokens.c.sealed).where(tokens.c.endpoint == endpoint).with_for_update()
-            ).scalar_one()
+            ).scalar_one_or_none()
+            if sealed is None:
+                raise CredentialsMissing(f"there is no token any more: run `reservoir lockme login {endpoint}`")
             token = self._open(sealed)
             if token.access_token != refused and not token.stale(self._clock()):
                 return token  # somebody else has been here while we waited for the lock

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from schemas.booking import Status
+from schemas.delivery import EPOCH
 from workers.errors import Malformed, Park, Unsupported
 from workers.provider import Answer, Auth, Call, Element, Event, Failed, Ignored, Incoming, Provider, Recall
 from workers.reading import Wild, at_venue, carry, read_json
@@ -86,11 +88,16 @@ class Heard:
 # --- what the webhook says -----------------------------------------------------------------------------------
 
 
-def _listen(incoming: Incoming) -> list[Heard | Failed]:
+def _listen(incoming: Incoming) -> tuple[Heard | Failed, ...]:
     """Every element of the body. Raises Malformed where there is no JSON."""
-    document = read_json(incoming.delivery.body)
+    return _heard(incoming.delivery.body, incoming.endpoint.timezone)
+
+
+@lru_cache(maxsize=4)  # it is asked once for every session and customer of a body
+def _heard(body: bytes, timezone: str | None) -> tuple[Heard | Failed, ...]:
+    document = read_json(body)
     elements = document.items() if isinstance(document.value, list) else [document]
-    return [_hear(element, incoming.endpoint.timezone) for element in elements]
+    return tuple(_hear(element, timezone) for element in elements)
 
 
 def _hear(element: Wild, timezone: str | None) -> Heard | Failed:
@@ -184,7 +191,8 @@ def _customer_calls(heard: Sequence[Heard]) -> Iterator[Call]:
     """The search is free text: the id of one customer can be part of another's phone number."""
     wanted = dict.fromkeys(element.customer for element in heard if element.customer)
     for customer in _safe(wanted):
-        yield _call(f"customer:{customer}", f"/data/customers/{{key}}/search/{customer}")
+        call = _call(f"customer:{customer}", f"/data/customers/{{key}}/search/{customer}")
+        yield replace(call, keep=partial(_only, customer))
 
 
 def _safe(ids: Sequence[str] | Mapping[str, None]) -> list[str]:
@@ -276,6 +284,15 @@ def _customer(customer: str, incoming: Incoming) -> dict[str, Any]:
         return _note("customer", UNREADABLE)
 
 
+def _only(customer: str, body: Any) -> Any:
+    """The answer without the other guests that the search has found; nothing where we cannot tell them apart."""
+    try:
+        row = _find(Answer(status=200, body=body, at=EPOCH), "customers", "id", customer.lower())
+    except Malformed:
+        return None
+    return {"customers": [row.value] if row is not None else []}
+
+
 def _person(row: Wild | None) -> dict[str, Any]:
     """The columns that belong to one person: all of them change with the person."""
     fields = {"customer_name": "fullname", "customer_email": "email", "customer_phone": "phone"}
@@ -285,11 +302,12 @@ def _person(row: Wild | None) -> dict[str, Any]:
 def _find(answer: Answer, name: str, id_field: str, wanted: str) -> Wild | None:
     """The row with exactly this id; None where there is none.
 
-    Raises Malformed also where some row does not name its id: then nobody can say that it is not the one.
+    Raises Malformed also where some row does not name its id: then nobody can say that it is not the one. So does a
+    404: how this API says that a search found nothing is not documented, and a wrong address says the same.
     """
-    if answer.status == 404:
-        return None
     document = Wild(answer.body, f"lookup.{name}")
+    if answer.status == 404:
+        raise document.wrong("rows")
     rows = [(_identity(key, row, id_field), row) for key, row in _rows(document, name, id_field)]
     found = next((row for identity, row in rows if identity == wanted), None)
     if found is None and any(identity is None for identity, _ in rows):
