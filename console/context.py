@@ -46,11 +46,6 @@ def endpoint_of(config: Config, name: str) -> Endpoint:
     return config.endpoints[name]
 
 
-def secrets_of(endpoint: Endpoint) -> dict[str, str]:
-    """Secret WHAT → value, as the environment holds them."""
-    return {what: os.environ[endpoint.variable(what)].strip() for what in endpoint.secrets}
-
-
 # --- the installation's secret ---------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Which provider it is, is the endpoint's affair: whoever declares OAuth can be lo
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import typer
 from sqlalchemy import Engine
 
-from console.context import CommandError, secrets_of
+from console.context import CommandError
 from schemas.delivery import now
 from schemas.endpoints import Endpoint
 from workers.calls import client, oauth_client
@@ -89,7 +90,7 @@ def _invite(address: str) -> None:
 
 def _application(endpoint: Endpoint) -> OAuthClient:
     _declares_oauth(endpoint)
-    application = oauth_client(discover()[endpoint.provider], endpoint, secrets_of(endpoint))
+    application = oauth_client(discover()[endpoint.provider], endpoint, endpoint.secrets_in(os.environ))
     if application is None:
         names = " and ".join(endpoint.variable(what) for what in ("client_id", "client_secret"))
         raise CommandError(f"a login needs {names} in the environment, as the provider's panel shows them")

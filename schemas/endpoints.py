@@ -70,6 +70,10 @@ class Endpoint:
         """The environment variable of one secret: `RESERVOIR_ARCADE_VIENNA_API_KEY`."""
         return f"RESERVOIR_{self.name.upper().replace('-', '_')}_{what.upper()}"
 
+    def secrets_in(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Secret WHAT → value. Not kept here, so that no `repr` shows one."""
+        return {what: environment[self.variable(what)].strip() for what in sorted(self.secrets)}
+
     def zone(self) -> ZoneInfo | None:
         """The venue's time zone, where one is set."""
         return ZoneInfo(self.timezone) if self.timezone else None

@@ -22,7 +22,7 @@ class Settings:
 
     def secrets_of(self, endpoint: Endpoint) -> dict[str, str]:
         """Secret WHAT → value, of one endpoint."""
-        return {what: self.environment[endpoint.variable(what)].strip() for what in endpoint.secrets}
+        return endpoint.secrets_in(self.environment)
 
 
 def needed(environment: Mapping[str, str], name: str) -> str:
