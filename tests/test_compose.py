@@ -160,3 +160,13 @@ def test_the_balancer_tries_again_only_where_nothing_was_kept() -> None:
     formats = re.findall(r'log-format "(.*)"', settings)
     assert formats
     assert not re.search(r"%(r|HP|HU|HPO|HQ)\b|%\{", " ".join(formats)), "the path holds the endpoint's token"
+
+
+def test_an_idle_connection_is_kept_longer_than_senders_keep_it() -> None:
+    """Many clients keep one for five seconds, as uvicorn does by default; a request that is written into a connection
+    which is just being closed is lost without an answer."""
+    kept = re.compile(r"--timeout-keep-alive[= ](\d+)")
+    for file in ("Procfile", "compose.yaml"):
+        (seconds,) = kept.findall((PROJECT / file).read_text(encoding="utf-8"))
+        assert int(seconds) >= 75, file
+    assert "timeout http-keep-alive 75s" in (PROJECT / "deploy" / "haproxy.cfg").read_text(encoding="utf-8")
