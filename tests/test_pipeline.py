@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cases import Case, cases
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from world import NOON, VENUES, Script, Step, Telling, World, answer, database, request, shown, tell
 
 from console.services import Embedded
@@ -499,6 +499,35 @@ def test_being_woken_in_vain_uses_up_none_of_the_attempts(world: World) -> None:
         world.work(payment.id)
     assert world.delivery(payment.id).attempts == 1
     assert world.verdict(payment.id) == (State.RETRYING, "awaiting-booking")
+
+
+def test_only_news_of_a_code_wakes_who_waits_for_one(world: World) -> None:
+    """A busy venue's changes and repeats of bookings that are known do not run its waiting payments again."""
+    known = sent(world, "checkfront", Step(booking=1, name="Ewa", size=10))
+    payment = sent(world, "checkfront", Step(word="pay", booking=2, version=2), at=10)
+    world.deliver(known, payment)
+    due = world.delivery(payment.id).next_attempt_at
+    world.deliver(sent(world, "checkfront", Step(word="change", booking=1, name="Jan", size=20), at=20))
+    assert world.delivery(payment.id).next_attempt_at == due
+    world.deliver(sent(world, "checkfront", Step(booking=2, size=30), at=30))
+    assert world.delivery(payment.id).next_attempt_at == world.clock()
+
+
+def test_a_duplicate_writes_nothing_into_its_row(engine: Engine) -> None:
+    """More than half of what Checkfront sends says what is known already."""
+    world = World(engine, [VENUES["checkfront"]])
+    world.deliver(sent(world, "checkfront", Step(name="Ewa")))
+    written = _version_of_the_row(engine)
+    again = sent(world, "checkfront", Step(name="Ewa"), at=10)
+    world.deliver(again)
+    assert world.verdict(again.id) == (State.DUPLICATE, None)
+    assert _version_of_the_row(engine) == written
+
+
+def _version_of_the_row(engine: Engine) -> str:
+    """PostgreSQL's own: another one after every UPDATE."""
+    with engine.connect() as connection:
+        return str(connection.execute(text("SELECT ctid FROM bookings")).scalar_one())
 
 
 def test_a_payment_of_a_booking_that_never_comes_is_parked_after_a_day(world: World) -> None:

@@ -284,3 +284,19 @@ def test_a_field_of_the_inbox_that_is_no_id_stops_no_sweep(yard: Yard, caplog: p
     assert yard.sweep() == 1
     assert [task for _, task, _, _ in nudges(yard.queue("timekit"))] == [str(raw.id)]
     assert "a-field-that-is-no-id" in caplog.text
+
+
+def test_a_mistake_in_a_providers_file_keeps_no_request_out_of_postgresql(yard: Yard) -> None:
+    """It lands without its message id, and what is wrong shows when it is worked on."""
+
+    def stumble(delivery: RawDelivery) -> str:
+        raise KeyError("message")
+
+    raw = yard.receive("lockme", ago=SETTLED)
+    yard.world.providers = {
+        **yard.world.providers,
+        "lockme": replace(yard.world.providers["lockme"], message_id=stumble),
+    }
+    yard.land(raw.id)
+    assert yard.world.delivery(raw.id).message_id is None
+    assert yard.inbox.get(raw.id) is None

@@ -7,10 +7,10 @@ delivery's state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -37,12 +37,17 @@ class Effect(Enum):
     """What one event did to its row."""
 
     CHANGED = "changed"
+    NAMED = "named"
+    """Changed, and its code became known: what waits for a booking of that code can go on."""
     KNOWN = "known"
     """The same event was told before."""
     OLDER = "older"
     """There is a newer one, and the row stays as it is."""
     NOTHING = "nothing"
     """The newest one, and the row shows that already."""
+
+
+CHANGING: Final = frozenset({Effect.CHANGED, Effect.NAMED})
 
 
 def write_events(
@@ -83,7 +88,7 @@ def refold(connection: Connection, identity: UUID) -> bool:
     if after is None:
         _remove(connection, identity)
         return True
-    return _write(connection, row, _columns(row), after, after.delivery_id)
+    return bool(_write(connection, row, _columns(row), after, after.delivery_id))
 
 
 # --- finding and locking ---------------------------------------------------------------------------------------
@@ -173,11 +178,11 @@ def _told(
     return {position: _effect(written.get(position), newest, changed=changed) for position, _ in own}
 
 
-def _effect(one: Said | None, newest: tuple[str, datetime, UUID, int], *, changed: bool) -> Effect:
+def _effect(one: Said | None, newest: tuple[str, datetime, UUID, int], *, changed: Set[str]) -> Effect:
     if one is None:
         return Effect.KNOWN
     if changed:
-        return Effect.CHANGED
+        return Effect.NAMED if "reference" in changed else Effect.CHANGED
     return Effect.NOTHING if one.order == newest else Effect.OLDER
 
 
@@ -254,13 +259,14 @@ def _remove(connection: Connection, identity: UUID) -> None:
 
 def _write(
     connection: Connection, row: SqlRow[Any], shown: Mapping[str, Any] | None, after: Row, delivery_id: UUID
-) -> bool:
-    """Writes the row and, where it shows something else than before, the change; whether it does."""
+) -> Set[str]:
+    """Writes what is new in the row and, where it shows something else than before, the change; the columns that do."""
     ours = {"first_seen_at": after.first_seen_at, "changed_at": after.changed_at, "delivery_id": after.delivery_id}
-    connection.execute(update(bookings).where(bookings.c.id == row.id).values(**after.columns, **ours))
     diff = difference(shown, after.columns)
+    if diff or any(getattr(row, name) != value for name, value in ours.items()):
+        connection.execute(update(bookings).where(bookings.c.id == row.id).values(**after.columns, **ours))
     if not diff:
-        return False
+        return frozenset()
     old, new = (to_json({column: pair[side] for column, pair in diff.items()}) for side in (0, 1))
     connection.execute(
         insert(changes).values(
@@ -270,4 +276,4 @@ def _write(
             diff={column: [old[column], new[column]] for column in diff},
         )
     )
-    return True
+    return diff.keys()

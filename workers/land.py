@@ -9,8 +9,10 @@ from uuid import UUID
 
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Config
+from workers.errors import DeliveryError
 from workers.inbox import Inbox, unpacked
 from workers.job import Landing
+from workers.pipeline import guarded
 from workers.provider import Provider
 from workers.store import Store
 
@@ -48,4 +50,12 @@ def landing(
     provider = providers.get(endpoint.provider) if endpoint else None
     if provider is None:
         return Landing(raw=raw, provider=NOBODY)
-    return Landing(raw=raw, provider=provider.name, message_id=provider.message_id(raw))
+    return Landing(raw=raw, provider=provider.name, message_id=_message_id(provider, raw))
+
+
+def _message_id(provider: Provider, raw: RawDelivery) -> str | None:
+    """A mistake in a provider's file keeps no request out of Postgres."""
+    try:
+        return guarded(lambda: provider.message_id(raw))
+    except DeliveryError:
+        return None

@@ -54,7 +54,6 @@ class Keeps(Protocol):
     def told_before(self, job: Job) -> Mapping[str, Answer] | None: ...
     def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]: ...
     def save(self, job: Job, found: Findings, verdict: Verdict, *, parser: int, now: datetime) -> State | None: ...
-    def wake_waiting(self, endpoint: str, now: datetime) -> int: ...
     def acknowledged(self, job: Job, now: datetime) -> None: ...
     def acknowledge_again(self, job: Job, at: datetime | None) -> None: ...
 
@@ -134,7 +133,7 @@ class _Passage:
         except Park as error:
             return Findings(answers=self.job.answers, trouble=error, safe=False)
         began, recalled = self.parts.clock(), list[Recall]()
-        earlier = dict(self.job.answers)
+        earlier = dict(self.job.answers)  # good for as long as we remember the same
 
         def ask(question: Call | Recall) -> Answer:
             known = earlier.get(question.name)
@@ -282,8 +281,6 @@ def _save(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: 
         here = [Ignored(reason=error.reason) if _waits(element) else element for element in found.elements or ()]
         waiting = replace(found, elements=here, trouble=error)
         return _save(job, parts, waiting, parser=parser, acknowledge=acknowledge)
-    if any(event.said.get("reference") for _, event in found.said or ()):
-        parts.store.wake_waiting(job.raw.endpoint, parts.clock())
     if settled is not None and verdict.next_attempt_at is not None and found.trouble is not None:
         return ComesBack(at=verdict.next_attempt_at, error=found.trouble)
     return Done(state=settled, reason=verdict.reason)

@@ -1,7 +1,7 @@
 """Computes `bookings` again: from the events, or from the raw deliveries with today's parsers. The same rows come out.
 
 Nobody is asked again: what the providers' APIs answered stands in `deliveries.lookup`. Safe beside running workers:
-every booking is locked while it is folded. Knows no delivery's state and changes none.
+a delivery is held while it is read, and a booking while it is folded. Knows no delivery's state and changes none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy import Row as SqlRow
 
 from schemas.delivery import State
 from schemas.endpoints import Config
-from workers.bookings import Effect, refold, write_events
+from workers.bookings import CHANGING, refold, write_events
 from workers.errors import AwaitingBooking, BadSignature, DeliveryError, UnknownEndpoint
 from workers.job import Job
 from workers.pipeline import look_up, understand
@@ -98,7 +98,7 @@ class Rebuild:
                 report.unread[delivery_id] = error.reason
                 return True
             effects = write_events(connection, job.raw, provider.name, said, parser=provider.parser)
-        report.changed += Effect.CHANGED in effects
+        report.changed += not CHANGING.isdisjoint(effects)
         return True
 
     def _said(self, job: Job, report: Report) -> tuple[Provider, list[tuple[int, Event]]]:

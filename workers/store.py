@@ -16,7 +16,7 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from schemas.delivery import OPEN, RawDelivery, State
-from workers.bookings import Effect, booking_id, write_events
+from workers.bookings import CHANGING, Effect, booking_id, write_events
 from workers.errors import AwaitingBooking, Overtaken
 from workers.job import Findings, Job, Landing, Verdict
 from workers.provider import Answer, Recall
@@ -61,28 +61,15 @@ class Store:
 
         The hold is a lease: `next_attempt_at` moves behind it, so that a worker that dies is noticed.
         """
+        one = update(deliveries).where(deliveries.c.id == delivery_id).returning(deliveries)
+        to_do = one.where(deliveries.c.state.in_(OPEN), deliveries.c.next_attempt_at <= now).values(
+            attempts=deliveries.c.attempts + 1, next_attempt_at=now + LEASE
+        )
+        to_tell = one.where(deliveries.c.state.not_in(OPEN), deliveries.c.acknowledge_at <= now).values(
+            acknowledge_attempts=deliveries.c.acknowledge_attempts + 1, acknowledge_at=now + LEASE
+        )
         with self.engine.begin() as connection:
-            row = connection.execute(
-                update(deliveries)
-                .where(
-                    deliveries.c.id == delivery_id,
-                    deliveries.c.state.in_(OPEN),
-                    deliveries.c.next_attempt_at <= now,
-                )
-                .values(attempts=deliveries.c.attempts + 1, next_attempt_at=now + LEASE)
-                .returning(deliveries)
-            ).one_or_none()
-            if row is None:
-                row = connection.execute(
-                    update(deliveries)
-                    .where(
-                        deliveries.c.id == delivery_id,
-                        deliveries.c.state.not_in(OPEN),
-                        deliveries.c.acknowledge_at <= now,
-                    )
-                    .values(acknowledge_attempts=deliveries.c.acknowledge_attempts + 1, acknowledge_at=now + LEASE)
-                    .returning(deliveries)
-                ).one_or_none()
+            row = connection.execute(to_do).one_or_none() or connection.execute(to_tell).one_or_none()
         return job_of(row) if row is not None else None
 
     # --- questions ---
@@ -139,7 +126,7 @@ class Store:
             effects = [] if said is None else write_events(connection, job.raw, job.provider, said, parser=parser)
             if any(_recall(connection, job, recall) != found.answers[recall.name].body for recall in found.recalled):
                 raise Overtaken
-            applied = job.applied or Effect.CHANGED in effects
+            applied = job.applied or not CHANGING.isdisjoint(effects)
             final = verdict.state or _state_of(effects, applied)
             connection.execute(
                 update(deliveries)
@@ -151,13 +138,39 @@ class Store:
                     error=verdict.error,
                     next_attempt_at=verdict.next_attempt_at,
                     lookup=answers_to_json(found.answers) or None,
-                    parser=parser,
+                    parser=deliveries.c.parser if said is None else parser,
                     applied_at=func.coalesce(deliveries.c.applied_at, now) if applied else None,
                     acknowledge_at=now + LEASE if verdict.acknowledge else None,
                     acknowledge_attempts=1 if verdict.acknowledge else 0,
                 )
             )
+        if Effect.NAMED in effects:
+            self._wake_waiting(job.raw.endpoint, now)
         return final
+
+    def _wake_waiting(self, endpoint: str, now: datetime) -> None:
+        """Makes due what waits for a booking of this endpoint; rows that somebody writes at this moment are left out.
+
+        In a transaction of its own: the save holds a delivery and its bookings, and who waits may hold the other way.
+        Who began to wait a moment too late to be seen here comes back by its own schedule. Being woken is no attempt
+        of theirs: a busy hour must not use up their 24 hours.
+        """
+        waiting = (
+            select(deliveries.c.id)
+            .where(
+                deliveries.c.state == State.RETRYING,
+                deliveries.c.reason == AwaitingBooking.reason,
+                deliveries.c.endpoint == endpoint,
+                deliveries.c.next_attempt_at > now,
+            )
+            .with_for_update(skip_locked=True)
+        )
+        with self.engine.begin() as connection:
+            connection.execute(
+                update(deliveries)
+                .where(deliveries.c.id.in_(waiting))
+                .values(next_attempt_at=now, attempts=deliveries.c.attempts - 1)
+            )
 
     # --- telling the provider ---
 
@@ -174,29 +187,6 @@ class Store:
             connection.execute(update(deliveries).where(deliveries.c.id == job.raw.id).values(acknowledge_at=at))
 
     # --- what was left behind ---
-
-    def wake_waiting(self, endpoint: str, now: datetime) -> int:
-        """Makes due what waits for a booking of this endpoint; rows that somebody writes at this moment are left out.
-
-        Being woken is no attempt of theirs: a busy hour must not use up their 24 hours.
-        """
-        waiting = (
-            select(deliveries.c.id)
-            .where(
-                deliveries.c.state == State.RETRYING,
-                deliveries.c.reason == AwaitingBooking.reason,
-                deliveries.c.endpoint == endpoint,
-                deliveries.c.next_attempt_at > now,
-            )
-            .with_for_update(skip_locked=True)
-        )
-        with self.engine.begin() as connection:
-            result = connection.execute(
-                update(deliveries)
-                .where(deliveries.c.id.in_(waiting))
-                .values(next_attempt_at=now, attempts=deliveries.c.attempts - 1)
-            )
-        return result.rowcount
 
     def due(self, now: datetime, *, patience: timedelta, limit: int) -> list[tuple[UUID, str, int]]:
         """(id, endpoint, attempts) of deliveries that somebody must look at, and notes that they are nudged now.

@@ -45,9 +45,11 @@ def _sweep_inbox(inbox: Inbox, config: Config, redis: Redis, now: datetime) -> i
             continue
         raw = unpacked(delivery_id, packed)
         queue = queue_of(config, raw.endpoint if raw else "")
-        if idle(queue) and left.total() < MOST:
+        if idle(queue):
             nudge(delivery_id, queue)
             left[queue] += 1
+        if left.total() == MOST:
+            break
     _tell("inbox", left)
     return left.total()
 
