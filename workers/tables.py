@@ -84,6 +84,8 @@ class Delivery(Base):
     """When the provider must be told that it is safe; null where nothing is owed."""
     acknowledge_attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     acknowledged_at: Mapped[dt.datetime | None]
+    replayed_at: Mapped[dt.datetime | None]
+    """When an operator last had it run again; sameness does not stop it from then on."""
 
     __table_args__ = (
         CheckConstraint(_one_of("state", State), name="deliveries_state"),
