@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+import uvloop
+
 from schemas.endpoints import Endpoint
 from simulators.clock import Clock
 from simulators.ledger import Ledger
@@ -27,7 +29,7 @@ from simulators.venue import Venue
 def main(arguments: list[str] | None = None) -> int:
     """Runs until the days are over; with `--stay`, or without any URL, until Ctrl-C. Returns the exit code."""
     try:
-        asyncio.run(_play(_parser().parse_args(arguments)))
+        uvloop.run(_play(_parser().parse_args(arguments)))
     except KeyboardInterrupt:
         _say("stopped")
     return 0
@@ -60,9 +62,8 @@ async def _play(asked: argparse.Namespace) -> None:
         connected = [venue for venue in venues if venue.hook_url]
         await asyncio.gather(*(venue.busy_day(asked.bookings) for venue in connected))
         if connected:
-            _say(
-                f"sent={len(ledger.sent)} taken={sum(sent.acked for sent in ledger.sent)} bookings={len(ledger.truth)}"
-            )
+            taken = sum(counted.acked for counted in ledger.counted.values())
+            _say(f"sent={len(ledger.sent)} taken={taken} bookings={len(ledger.truth)}")
         if asked.stay or not connected:
             await asyncio.Event().wait()
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_HALF_UP, Decimal
-from functools import wraps
+from functools import partial, wraps
 from random import Random
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl, urlencode
@@ -30,7 +30,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from simulators.venue import Post, Venue
+from simulators.ledger import Outcome, Sent
+from simulators.venue import Life, Post, Venue
 
 # --- the words -------------------------------------------------------------------------------------------------
 
@@ -184,6 +185,7 @@ class Checkfront(Venue):
     """
 
     provider: ClassVar[str] = "checkfront"
+    events_each: ClassVar[float] = 6.5
 
     def set_switches(
         self,
@@ -238,8 +240,11 @@ class Checkfront(Venue):
         self.api_key, self.api_secret = f"{self.rng.getrandbits(80):020x}", f"{self.rng.getrandbits(160):040x}"
         self.client_id, self.client_secret = f"{self.rng.getrandbits(48):012x}", f"{self.rng.getrandbits(160):040x}"
         self.bookings: dict[int, Booking] = {}
+        self._by_code: dict[str, Booking] = {}
         self.payments: dict[str, list[str]] = {}
         """Booking code → the transactions that a receiver must know of."""
+        self.untold_payments: set[str] = set()
+        """Of those, the ones whose notice was never taken: a receiver may know of them or not."""
         self.failures_in_a_row = 0
         self._made = 0
         self._called: deque[datetime] = deque()
@@ -266,10 +271,12 @@ class Checkfront(Venue):
     async def busy_day(self, bookings: int) -> None:
         stories = list(STORIES) * (bookings // len(STORIES) + 1)
         self.rng.shuffle(stories)
-        plans = [(self._planned(Random(self.rng.getrandbits(64)), story), story) for story in stories[:bookings]]
-        catalogue = self._catalogue(Random(self.rng.getrandbits(64)))
-        await asyncio.gather(catalogue, *(self._live(booking, story) for booking, story in plans))
-        await self.settled()
+        lives: list[Life] = []
+        for story in stories[:bookings]:
+            booking = self._planned(Random(self.rng.getrandbits(64)), story)
+            lives.append((booking.chance.uniform(0, OPENING.total_seconds()), partial(self._live, booking, story)))
+        lives.append((0, partial(self._catalogue, Random(self.rng.getrandbits(64)))))
+        await self.unfold(lives)
 
     def _planned(self, chance: Random, story: Sequence[str]) -> Booking:
         self._made += 1
@@ -317,9 +324,9 @@ class Checkfront(Venue):
         return self.clock.start.astimezone(self.zone).date() + timedelta(days=chance.randint(1, 60))
 
     async def _live(self, booking: Booking, story: Sequence[str]) -> None:
-        await self.clock.sleep(booking.chance.uniform(0, OPENING.total_seconds()))
         booking.created = self.clock.now()
         self.bookings[booking.number] = booking
+        self._by_code[booking.code] = booking
         for place, step in enumerate(story):
             if place:
                 await self.clock.sleep(booking.chance.uniform(*PAUSE))
@@ -404,7 +411,7 @@ class Checkfront(Venue):
                 "source": booking.source,
             }
             truth |= {"party_size": booking.people} if self.party_size == "fields.numpax" else {}
-        self.ledger.expect(self.endpoint, str(booking.number), **truth)
+        self.ledger.expect_anew(self.endpoint, str(booking.number), **truth)
 
     def _quantity(self, booking: Booking) -> int:
         """Without the parts of packages, and without dropped lines unless all of it is off."""
@@ -424,10 +431,10 @@ class Checkfront(Venue):
     async def _tell(self, booking: Booking, *, status_changed: bool) -> None:
         """Booking Modified fires on any change, Booking Status Change beside it: the same body twice."""
         fired = [name for name, fires in (("modified", True), ("status", status_changed)) if fires]
-        post = self._post(booking.chance, f"{booking.code} {booking.status}", self._tree(booking))
+        post = self._post(booking.chance, f"{booking.code} {booking.status}", self._tree(booking), booking)
         posts = [replace(post, about=f"{name} {post.about}") for name in fired if name in self.events]
         booking.told = True
-        await self._hand_over(booking.chance, posts)
+        await self._hand_over(booking.chance, posts, partial(self.give_up, post))
 
     async def _transaction(self, booking: Booking, amount: Decimal, status: str) -> None:
         """`booking_id` is the code here, and `date` a number."""
@@ -448,7 +455,8 @@ class Checkfront(Venue):
         }
         about = f"payment {booking.code} {status}"
         tree = self._envelope("transaction", "insert", transaction)
-        await self._hand_over(booking.chance, [self._post(booking.chance, about, tree)])
+        untold = partial(self.untold_payments.add, known[-1])
+        await self._hand_over(booking.chance, [self._post(booking.chance, about, tree, booking)], untold)
 
     async def _catalogue(self, chance: Random) -> None:
         """Now and then somebody works on the catalogue."""
@@ -535,12 +543,17 @@ class Checkfront(Venue):
 
     # --- the three syntaxes, and the sender ---
 
-    def _post(self, chance: Random, about: str, tree: Mapping[str, Any]) -> Post:
+    def _post(self, chance: Random, about: str, tree: Mapping[str, Any], booking: Booking | None = None) -> Post:
         syntax = "json" if self.pull_request else chance.choice(self.syntaxes)
         own, write = _SYNTAXES[syntax]
         content_type = own if self.content_type == "" else self.content_type
         headers = {"content-type": content_type} if content_type else {}
-        return Post(about=about, headers={"user-agent": "Checkfront"} | headers, body=write(self, tree, chance))
+        return Post(
+            about,
+            headers={"user-agent": "Checkfront"} | headers,
+            body=write(self, tree, chance),
+            bookings=(str(booking.number),) if booking else (),
+        )
 
     def _json(self, tree: Mapping[str, Any], chance: Random) -> bytes:
         return json.dumps(_filled(tree, self.empty)).encode()
@@ -551,20 +564,25 @@ class Checkfront(Venue):
     def _form(self, tree: Mapping[str, Any], chance: Random) -> bytes:
         return to_form(tree, chance.choice(self.attribute_styles))
 
-    async def _hand_over(self, chance: Random, posts: Sequence[Post]) -> None:
-        """Returns when the requests are through, or at once where a later one may overtake them."""
+    async def _hand_over(
+        self, chance: Random, posts: Sequence[Post], untold: Callable[[], None] = lambda: None
+    ) -> None:
+        """Returns when the requests are through, or at once where a later one may overtake them. Calls `untold` when
+        none of them was taken."""
         late = chance.random() < max(self.weather.reorder, LEAST) and self.api
         copies = 2 if chance.random() < max(self.weather.duplicate, LEAST) else 1
         held_back = chance.uniform(*HELD_BACK)
         if late:
-            self.launch(self._send(posts, copies, held_back))
+            self.launch(self._send(posts, copies, untold, held_back))
         else:
-            await self._send(posts, copies)
+            await self._send(posts, copies, untold)
 
-    async def _send(self, posts: Sequence[Post], copies: int, held_back: float = 0) -> None:
+    async def _send(self, posts: Sequence[Post], copies: int, untold: Callable[[], None], held_back: float = 0) -> None:
         await self.clock.sleep(held_back)
         for _ in range(copies):
             await asyncio.gather(*(self.deliver(post) for post in posts))
+        if not any(post.taken for post in posts):
+            untold()
 
     async def deliver(self, post: Post) -> bool:
         """One request, with as many retries as are switched on; nothing any more once the hook is off."""
@@ -573,12 +591,19 @@ class Checkfront(Venue):
                 await self.clock.sleep(self.retry_gap, at_least=self.least_gap)
             if self.hook_off:
                 return False
-            if (await self.post(post)).acked:
-                self.failures_in_a_row = 0
+            sent = await self.post(post)
+            self._count(sent)
+            if sent.acked:
                 return True
-            self.failures_in_a_row += 1
-            self.hook_off = self.failures_in_a_row >= MOST_FAILURES
         return False
+
+    def _count(self, sent: Sent) -> None:
+        """A sender that hung up by its own fault does not hold that against the receiver (invented)."""
+        if sent.acked:
+            self.failures_in_a_row = 0
+        elif sent.outcome is not Outcome.HUNG_UP:
+            self.failures_in_a_row += 1
+            self.hook_off |= self.failures_in_a_row >= MOST_FAILURES
 
     # --- the API ---
 
@@ -695,7 +720,7 @@ class Checkfront(Venue):
 
     async def _single(self, request: Request) -> Response:
         key = request.path_params["key"]
-        booking = next((one for one in self.bookings.values() if key in (str(one.number), one.code)), None)
+        booking = self.bookings.get(int(key)) if key.isdecimal() else self._by_code.get(key)
         if booking is None or not booking.visible:
             return self._error(404, key, "The booking could not be found.")
         return self._answer("booking", {"id": key, "records": 1}, {"booking": self._detail(booking)})

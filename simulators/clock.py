@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from random import Random
 from typing import Final, TypeVar
 
@@ -14,18 +15,48 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Simulated time that runs `speed` times as fast as the wall clock, from `start` on."""
+    """Simulated time that runs `speed` times as fast as the wall clock, from `start` on.
+
+    It has two hands. The schedule goes on steadily, and by it things happen; the time of day can leap, as a server's
+    clock does when it is set, and it is what the provider stamps on things.
+    """
 
     def __init__(self, start: datetime, speed: float = 1.0) -> None:
         if start.utcoffset() is None:
             raise ValueError("start needs a time zone")
         self.start = start
         self.speed = speed
+        self.leapt = timedelta()
+        """By how much the time of day is ahead of the schedule; it only grows."""
+        self._behind = timedelta()
         self._began = time.monotonic()
 
-    def now(self) -> datetime:
-        """The simulated moment, in the zone of `start`."""
+    def scheduled(self) -> datetime:
+        """Where the schedule is, in the zone of `start`."""
         return self.start + timedelta(seconds=(time.monotonic() - self._began) * self.speed)
+
+    def now(self) -> datetime:
+        """The simulated time of day, in the zone of `start`."""
+        return self.scheduled() + self.leapt
+
+    def date(self) -> str:
+        """The time of day as the header `Date` has it, in which a leap backward shows."""
+        return format_datetime((self.now() + self._behind).astimezone(UTC), usegmt=True)
+
+    def leap(self, seconds: float) -> None:
+        """The time of day leaps and stays ahead; nothing is due the earlier for it. A leap backward shows in the header
+        `Date` alone: a provider whose order of versions ran backward would contradict itself."""
+        if seconds >= 0:
+            self.leapt += timedelta(seconds=seconds)
+        else:
+            self._behind += timedelta(seconds=seconds)
+
+    def pace(self, speed: float) -> None:
+        """Another speed from now on; no hand moves by it."""
+        if speed != self.speed:
+            now = time.monotonic()
+            self._began = now - (now - self._began) * self.speed / speed
+            self.speed = speed
 
     async def sleep(self, seconds: float, at_least: float = 0.0) -> None:
         """Waits for that many simulated seconds, and not less than `at_least` seconds of the wall clock: whoever has
@@ -33,8 +64,8 @@ class Clock:
         await asyncio.sleep(max(seconds / self.speed, at_least))
 
     async def until(self, moment: datetime) -> None:
-        """Waits for that simulated moment; one that is over is not waited for."""
-        await self.sleep(max(0.0, (moment - self.now()).total_seconds()))
+        """Waits for that moment of the schedule; one that is over is not waited for."""
+        await self.sleep(max(0.0, (moment - self.scheduled()).total_seconds()))
 
 
 DAY: Final = timedelta(hours=4)

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from simulators.clock import plan_day
+from simulators.clock import Step, plan_day
 from simulators.venue import Post, Venue
 
 # --- switches ------------------------------------------------------------------------------------------------
@@ -68,8 +68,9 @@ class Switches:
 
     shows: Literal["then", "now"] = "then"
     """Whether a message shows the booking as it was at the event, or as it is when the message is read."""
-    acknowledged: Literal[200, 404] = 200
-    """What reading, or acknowledging again, an acknowledged message answers."""
+    gone_after_ack: bool = True
+    """Whether reading, or acknowledging again, an acknowledged message is answered 404, or as before. Nothing is said
+    about it; with True, who acknowledges before he keeps what he read can really lose it."""
     ids: Literal["number", "text"] = "number"
     truth: Literal["number", "text", "bool"] = "number"
     """How `data.status` is written: 1, "1" or true."""
@@ -146,6 +147,10 @@ class Message:
     def about(self) -> str:
         what = f" {self.booking.id}" if self.booking else ""
         return f"{self.action}{what} (message {self.id}, request {self.sends})"
+
+    @property
+    def bookings(self) -> tuple[str, ...]:
+        return (str(self.booking.id),) if self.booking else ()
 
 
 @dataclass(kw_only=True)
@@ -261,6 +266,7 @@ class Lockme(Venue):
     """A department of a Lockme partner: its rooms, its messages, its OAuth client."""
 
     provider: ClassVar[str] = "lockme"
+    events_each: ClassVar[float] = 2.8
     deadline: ClassVar[float] = 10.0
     """Invented: Lockme does not say how long it waits."""
 
@@ -336,18 +342,22 @@ class Lockme(Venue):
             reorder=self.weather.reorder,
         )
         made: dict[int, Booking] = {}
-        began = self.clock.now()
+        began = self.clock.scheduled()
         self.send_test()
         for step in steps:
             await self.clock.until(began + timedelta(seconds=step.after))
             story = stories[step.story]
             if step.place == 0:
-                made[step.story] = self._book(story, day, self.clock.start + timedelta(seconds=step.after))
+                made[step.story] = self._book(story, day, self._at(step))
                 message = self._tell("add", made[step.story], private=story.private)
             else:
                 message = self._live_on(made[step.story], VERBS[story.then[step.place - 1]], day)
             self.launch(self._deliver(message, late=step.late, twice=step.twice))
         await self.settled()
+
+    def _at(self, step: Step) -> datetime:
+        """The time of day of a step, to the second and without the wall clock's jitter."""
+        return self.clock.start + timedelta(seconds=step.after) + self.clock.leapt
 
     def send_test(self) -> Message:
         """The button of the panel that tests the connection."""
@@ -407,22 +417,24 @@ class Lockme(Venue):
     async def _deliver(self, message: Message, *, late: float = 0.0, twice: bool = False) -> None:
         """Sends, and sends again, until somebody acknowledges. The answer's status means nothing."""
         await self.clock.sleep(late)
-        over = self.clock.now() + timedelta(seconds=self.switches.patience)
+        over = self.clock.scheduled() + timedelta(seconds=self.switches.patience)
         gap = self.switches.first_gap
         if twice:
             self.launch(self._send(message))
-        while self.clock.now() < over:
+        while self.clock.scheduled() < over:
             await self._send(message)
             if await self._acknowledged_within(message, gap):
                 return
             gap = min(gap * self.switches.growth, self.switches.longest_gap)
         self.given_up.append(message)
+        self.ledger.give_up(self.endpoint, message.bookings)
 
     async def _send(self, message: Message) -> None:
         message.sends += 1
         ways = {"post": ("POST",), "get": ("GET",), "mixed": ("GET", "POST")}[self.switches.method]
         headers = {"User-Agent": "LockMe/1.0", "X-MessageId": str(message.id)}
-        await self.post(Post(message.about, method=self.chance.choice(ways), headers=headers))
+        method = self.chance.choice(ways)
+        await self.post(Post(message.about, method=method, headers=headers, bookings=message.bookings))
 
     async def _acknowledged_within(self, message: Message, gap: float) -> bool:
         seconds = max(gap / self.clock.speed, self.switches.least_gap)
@@ -594,7 +606,7 @@ class Lockme(Venue):
         return message
 
     def _refuse_acknowledged(self, message: Message) -> None:
-        if message.acknowledged.is_set() and self.switches.acknowledged == 404:
+        if message.acknowledged.is_set() and self.switches.gone_after_ack:
             raise Refused(404, "Message not found")
 
     def _stumble(self, at: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time as wall
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from math import ceil
 from random import Random
@@ -115,6 +115,8 @@ PEOPLE: Final = (
     ("María José Ñúñez", "", "+34600100200"),
     ("Bo", "bo@example.org", "+4520123456"),
 )
+REMEMBERED: Final = 50
+"""Of each kind of event, so many bookings may be told again beside news."""
 MESSAGES: Final = ("", "two wheelchairs", "Bitte hinten klingeln", "")
 
 
@@ -239,6 +241,7 @@ class ReserveKit(Venue):
     """An account at ReserveKit with two services whose webhooks all go to one URL."""
 
     provider: ClassVar[str] = "reservekit"
+    events_each: ClassVar[float] = 2.8
     deadline: ClassVar[float] = 5.0
     """"Within 5 seconds" is the documented advice; that it is enforced is not."""
 
@@ -251,7 +254,8 @@ class ReserveKit(Venue):
         self.api_key = f"sk_rsv_{self.rng.getrandbits(128):032x}"
         self.limit = Limit(PLANS[self.switches.plan], self.switches.used_this_month)
         self._next_id = self.rng.randrange(40_000, 50_000)
-        self._last_told: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._last_told: dict[str, list[dict[str, Any]]] = {}
+        """Event → the last elements that were told with it, of different bookings, the newest last."""
 
     def settings(self, api_url: str) -> dict[str, Any]:
         return {"provider": self.provider, "api_url": f"{api_url}/v1", "timezone": self.switches.timezone}
@@ -274,10 +278,11 @@ class ReserveKit(Venue):
             reorder=self.weather.reorder,
         )
         parties: dict[int, list[Booking]] = {}
-        began = self.clock.now()
+        began = self.clock.scheduled()
         for step in steps:
             await self.clock.until(began + timedelta(seconds=step.after))
-            story, at = stories[step.story], _whole(self.clock.start + timedelta(seconds=step.after))
+            story = stories[step.story]
+            at = _whole(self.clock.start + timedelta(seconds=step.after) + self.clock.leapt)
             if step.place == 0:
                 parties[step.story] = [self._book(story, day, at) for _ in range(story.party)]
                 event = "bookings.create"
@@ -331,27 +336,33 @@ class ReserveKit(Venue):
 
     def _company(self, event: str, party: Sequence[Booking], day: Random) -> list[dict[str, Any]]:
         """Another booking's last element, to be told once more in a body with news."""
-        others = [
-            element
-            for number, (told, element) in self._last_told.items()
-            if told == event and number not in {booking.id for booking in party}
-        ]
+        here = {booking.id for booking in party}
+        others = [element for element in self._last_told.get(event, []) if element["id"] not in here]
         return [day.choice(others)] if others and day.random() < self.switches.company else []
+
+    def _remember(self, event: str, news: Sequence[dict[str, Any]]) -> None:
+        """What the next bodies may repeat: the last that was told of a booking, and of the latest bookings only."""
+        here = {element["id"] for element in news}
+        for told, elements in self._last_told.items():
+            kept = [element for element in elements if element["id"] not in here]
+            self._last_told[told] = kept[-REMEMBERED:]
+        self._last_told.setdefault(event, []).extend(news)
 
     # --- webhooks ---
 
     def _tell(self, event: str, party: Sequence[Booking], company: Sequence[dict[str, Any]] = ()) -> list[Post]:
         """The webhooks of one event; the ledger knows from now on what the table must show."""
         for booking in party:
-            self.ledger.expect(self.endpoint, str(booking.id), **self._row(booking))
+            self.ledger.expect_anew(self.endpoint, str(booking.id), **self._row(booking))
         if self.switches.shape == "bare":
-            return [_post(f"bare {booking.id}", self._bare(booking)) for booking in party]
+            return [_post(f"bare {booking.id}", self._bare(booking), (booking.id,)) for booking in party]
         news = [self._shown(booking) for booking in party]
-        self._last_told |= {booking.id: (event, element) for booking, element in zip(party, news, strict=True)}
+        self._remember(event, news)
         elements = [*company, *news]
         timestamp = _written(max(booking.touched_at for booking in party))
-        ids = " ".join(str(element["id"]) for element in elements)
-        return [_post(f"{event} {ids}", {"event_type": event, "bookings": elements, "timestamp": timestamp})]
+        ids = tuple(element["id"] for element in elements)
+        body = {"event_type": event, "bookings": elements, "timestamp": timestamp}
+        return [_post(" ".join((event, *map(str, ids))), body, ids)]
 
     async def _deliver(self, post: Post, *, late: float = 0.0, twice: bool = False) -> None:
         await self.clock.sleep(late)
@@ -365,10 +376,12 @@ class ReserveKit(Venue):
             if retry:
                 gap = self.switches.backoff[min(retry, len(self.switches.backoff)) - 1]
                 await self.clock.sleep(gap, at_least=self.switches.least_gap)
-            about = f"{post.about} (retry {retry})" if retry else post.about
-            if (await self.post(Post(about, headers=post.headers, body=post.body))).acked:
+            attempt = replace(post, about=f"{post.about} (retry {retry})") if retry else post
+            if (await self.post(attempt)).acked:
+                post.taken = True
                 return
         self.failed.append(post.about)
+        self.give_up(post)
 
     # --- the truth, in the columns of `bookings` ---
 
@@ -710,8 +723,10 @@ PAGES: Final[Mapping[str, Callable[[str, list[Any], Numbers], dict[str, Any]]]] 
 def _stories(day: Random, bookings: int) -> list[Story]:
     """Every kind of story in turn until there are that many bookings, then shuffled."""
     stories: list[Story] = []
-    while sum(story.party for story in stories) < bookings:
+    made = 0
+    while made < bookings:
         stories.append(STORIES[len(stories) % len(STORIES)])
+        made += stories[-1].party
     day.shuffle(stories)
     return stories
 
@@ -734,9 +749,14 @@ def _customer_shown(customer: Customer) -> dict[str, Any]:
     }
 
 
-def _post(about: str, body: Mapping[str, Any]) -> Post:
-    headers = {"Content-Type": "application/json", "User-Agent": "ReserveKit-Webhooks/1.0"}
-    return Post(about, headers=headers, body=json.dumps(body, ensure_ascii=False).encode())
+def _post(about: str, body: Mapping[str, Any], bookings: Sequence[int] = ()) -> Post:
+    return Post(
+        about,
+        headers={"Content-Type": "application/json", "User-Agent": "ReserveKit-Webhooks/1.0"},
+        body=json.dumps(body, ensure_ascii=False).encode(),
+        bookings=tuple(map(str, bookings)),
+        events=len(bookings),
+    )
 
 
 def _whole(moment: datetime) -> datetime:

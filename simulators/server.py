@@ -7,6 +7,7 @@ runs in one event loop with the senders, so a venue needs no locks.
 from __future__ import annotations
 
 import asyncio
+import logging
 import pkgutil
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -23,14 +24,16 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import simulators
-from simulators.ledger import Sent
+from simulators.ledger import Counted, Sent
 from simulators.venue import Venue
 
 SHOWN: Final = 100
 """How many of the last deliveries the panel shows."""
+LOOK_AGAIN: Final = 0.05
+"""Seconds between two looks at the weather while a call hangs."""
 GRACE: Final = 2.0
 """Seconds that an answer may still take when the server goes."""
 
@@ -52,7 +55,7 @@ _GARBAGE: Final = (
 
 
 class Weathered:
-    """A venue's API under that venue's weather: slow, down, or talking nonsense."""
+    """A venue's API under that venue's weather: slow, hanging, down, talking nonsense, or cut off."""
 
     def __init__(self, api: ASGIApp, venue: Venue) -> None:
         self.api = api
@@ -61,15 +64,54 @@ class Weathered:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         weather = self.venue.weather
-        if self.chance.random() < weather.api_slow:
+        if self._comes(weather.api_slow):
             await asyncio.sleep(weather.slow_seconds)
+        if self._comes(weather.api_hang):
+            receive = await self._hanging(receive)
         answer: ASGIApp = self.api
-        if self.chance.random() < weather.api_down:
+        if self._comes(weather.api_down):
             answer = Response(b"upstream unavailable", 503, media_type="text/plain")
-        elif self.chance.random() < weather.api_garbage:
+        elif self._comes(weather.api_garbage):
             media_type, body = self.chance.choice(_GARBAGE)
             answer = Response(body, 200, media_type=media_type)
+        elif self._comes(weather.api_cut):
+            answer = _cut
         await answer(scope, receive, send)
+
+    def _comes(self, chance: float) -> bool:
+        return chance > 0 and self.chance.random() < chance
+
+    async def _hanging(self, receive: Receive) -> Receive:
+        """Returns when the weather is over or the client has left; what gives the request's messages again."""
+        messages: list[Message] = []
+        listening = asyncio.create_task(_listen(receive, messages))
+        while self.venue.weather.api_hang and not listening.done():
+            await asyncio.wait({listening}, timeout=LOOK_AGAIN)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+        async def again() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        return again
+
+
+async def _listen(receive: Receive, messages: list[Message]) -> None:
+    """Keeps what comes, until the client leaves."""
+    while not messages or messages[-1]["type"] != "http.disconnect":
+        messages.append(await receive())
+
+
+async def _cut(scope: Scope, receive: Receive, send: Send) -> None:
+    """Announces more than it says; the server closes a connection whose answer was not completed."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"4096")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b'{"data": {"id": 40', "more_body": True})
+
+
+def _unmeant(record: logging.LogRecord) -> bool:
+    """Whether the server's complaint is about anything but that."""
+    return "without completing response" not in record.getMessage()
 
 
 # --- the application -----------------------------------------------------------------------------------------
@@ -92,21 +134,21 @@ def build(venues: Sequence[Venue]) -> Starlette:
 
 def _panel(venues: Sequence[Venue]) -> dict[str, Any]:
     ledgers = {id(venue.ledger): venue.ledger for venue in venues}
-    sent = sorted((sent for ledger in ledgers.values() for sent in ledger.sent), key=lambda sent: sent.at)
+    last = (sent for ledger in ledgers.values() for sent in ledger.sent[-SHOWN:])
     return {
-        "venues": [_of_venue(venue, [one for one in sent if one.endpoint == venue.endpoint]) for venue in venues],
-        "deliveries": [_of_delivery(one) for one in reversed(sent[-SHOWN:])],
+        "venues": [_of_venue(venue, venue.ledger.counted[venue.endpoint]) for venue in venues],
+        "deliveries": [_of_delivery(one) for one in sorted(last, key=lambda sent: sent.at, reverse=True)[:SHOWN]],
     }
 
 
-def _of_venue(venue: Venue, sent: Sequence[Sent]) -> dict[str, Any]:
+def _of_venue(venue: Venue, counted: Counted) -> dict[str, Any]:
     return {
         "provider": venue.provider,
         "endpoint": venue.endpoint,
         "api": mount_path(venue),
         "hook": "off" if venue.hook_off else "on",
-        "requests": len(sent),
-        "taken": sum(one.acked for one in sent),
+        "requests": counted.sent,
+        "taken": counted.acked,
         **venue.panel(),
     }
 
@@ -116,6 +158,8 @@ def _of_delivery(sent: Sent) -> dict[str, Any]:
         "at": datetime.fromtimestamp(sent.at, UTC).isoformat(),
         "endpoint": sent.endpoint,
         "about": sent.about,
+        "request": sent.request,
+        "outcome": sent.outcome,
         "status": sent.status,
         "seconds": round(sent.seconds, 4),
         "late": sent.late,
@@ -162,10 +206,13 @@ class _Uvicorn(uvicorn.Server):
 @asynccontextmanager
 async def serve(app: ASGIApp, port: int = 0) -> AsyncIterator[int]:
     """An application on 127.0.0.1, in the running event loop, as long as the context lasts; gives its port."""
+    logging.getLogger("uvicorn.error").addFilter(_unmeant)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none"))
+        server = _Uvicorn(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False)
+        )
         running = asyncio.create_task(server.serve(sockets=[listener]))
         await server.up.wait()
         try:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import wraps
+from functools import partial, wraps
 from random import Random
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl
@@ -29,6 +29,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from simulators.ledger import Outcome
 from simulators.venue import Post, Venue
 
 
@@ -82,7 +83,7 @@ class Party:
 UTC: Final = ZoneInfo("UTC")
 PRICE: Final = Decimal("14.50")
 """For one station and half an hour."""
-OPENING: Final = timedelta(hours=2.5)
+OPENING: Final = timedelta(hours=3)
 """Simulated; parties book within this time from the beginning of a busy day."""
 PAUSE: Final = (300.0, 1800.0)
 """Simulated seconds between two steps of one party."""
@@ -138,6 +139,7 @@ class SynthesisVR(Venue):
     """
 
     provider: ClassVar[str] = "synthesisvr"
+    events_each: ClassVar[float] = 2.5
     deadline: ClassVar[float] = 2.0
 
     def set_switches(
@@ -190,9 +192,7 @@ class SynthesisVR(Venue):
     # --- a day ---
 
     async def busy_day(self, bookings: int) -> None:
-        parties = self._parties(bookings)
-        await asyncio.gather(*(self._live(party) for party in parties))
-        await self.settled()
+        await self.unfold([(party.at, partial(self._live, party)) for party in self._parties(bookings)])
 
     def _parties(self, bookings: int) -> list[Party]:
         """All content of the day is drawn here or from a party's own chance, so no timing can change it."""
@@ -236,7 +236,6 @@ class SynthesisVR(Venue):
         return datetime.combine(day, time(chance.randint(10, 20), chance.choice((0, 15, 30, 45))), self.zone)
 
     async def _live(self, party: Party) -> None:
-        await self.clock.sleep(party.at)
         for number, step in enumerate(LIVES[party.fate]):
             if number:
                 await self.clock.sleep(party.chance.uniform(*PAUSE))
@@ -256,13 +255,13 @@ class SynthesisVR(Venue):
         created = self._entered(party.sessions)
         first = self._request(party.chance, created)
         if not self.api:
-            await self.post(first)
+            await self._once(first)
         elif not overtaken:
-            self.launch(self.post(first))
+            self.launch(self._once(first))
         await asyncio.sleep(HASTE)
         await self._tell(party.chance, self._removed(party.sessions))
         if overtaken:
-            await self.post(first)
+            await self._once(first)
 
     async def _move(self, party: Party) -> None:
         gone = party.sessions
@@ -313,8 +312,7 @@ class SynthesisVR(Venue):
         }
         if self.api and status != "cancelled":
             truth |= self._what_the_api_knows(session)
-        self.ledger.truth.pop((self.endpoint, session.uuid), None)
-        self.ledger.expect(self.endpoint, session.uuid, **truth)
+        self.ledger.expect_anew(self.endpoint, session.uuid, **truth)
 
     def _what_the_api_knows(self, session: Session) -> dict[str, Any]:
         customer = session.customer
@@ -332,7 +330,12 @@ class SynthesisVR(Venue):
     # --- the sender ---
 
     async def _tell(self, chance: Random, told: Sequence[Told]) -> None:
-        await self.post(self._request(chance, told))
+        await self._once(self._request(chance, told))
+
+    async def _once(self, post: Post) -> None:
+        """There is no second time: what met no listener at all took effect nowhere, and the truth is nobody's fault."""
+        if (await self.post(post)).outcome is Outcome.REFUSED:
+            self.ledger.excuse(self.endpoint, post.bookings)
 
     def _request(self, chance: Random, told: Sequence[Told]) -> Post:
         copies = [(action, s) for action, s in told for _ in range(s.stations if self.element_per_station else 1)]
@@ -340,7 +343,9 @@ class SynthesisVR(Venue):
         bare = len(elements) == 1 and chance.random() < self.bare
         headers = {"user-agent": "SynthesisVR"} | ({"content-type": self.content_type} if self.content_type else {})
         about = ", ".join(f"{action} {session.uuid[:8]}" for action, session in told)
-        return Post(about=about, headers=headers, body=json.dumps(elements[0] if bare else elements).encode())
+        body = json.dumps(elements[0] if bare else elements).encode()
+        uuids = tuple(dict.fromkeys(session.uuid for _, session in told))
+        return Post(about, headers=headers, body=body, bookings=uuids, events=len(told))
 
     def _element(self, chance: Random, action: str, session: Session) -> dict[str, Any]:
         element: dict[str, Any] = {
@@ -385,10 +390,17 @@ class SynthesisVR(Venue):
         if not self._dated(words):
             return _error(400, "The date is mandatory")
         tests = [self._test(word, span) for word in words if word not in SWITCHES]
-        pool = self.calendar | (self.deleted if self.deleted_found else {})
-        found = [session for session in pool.values() if all(test(session) for test in tests)]
+        found = [session for session in self._candidates(words) if all(test(session) for test in tests)]
         shown = {str(number): self._shown(session, words) for number, session in enumerate(found, start=1001)}
         return JSONResponse({"sessions": shown})
+
+    def _candidates(self, words: Sequence[str]) -> list[Session]:
+        """Those that a search can find; one that names a session need not go through the whole calendar."""
+        pools = (self.calendar, self.deleted) if self.deleted_found else (self.calendar,)
+        named = next((word[5:].lower() for word in words if word.startswith("uuid:")), None)
+        if named is not None:
+            return [pool[named] for pool in pools if named in pool]
+        return [session for pool in pools for session in pool.values()]
 
     def _dated(self, words: Sequence[str]) -> bool:
         """Whether the search has a date, which is mandatory 'in the common case', or a name that does without."""

@@ -11,7 +11,6 @@ Does not know how the receiver reads any of it.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -21,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from fnmatch import fnmatchcase
-from functools import wraps
+from functools import partial, wraps
 from random import Random
 from typing import Any, ClassVar, Final
 from uuid import UUID
@@ -127,9 +126,9 @@ STORIES: Final[Sequence[tuple[str, tuple[str, ...]]]] = (
 SUCCESS: Final = frozenset({200, 201, 204})
 TIMEOUTS: Final[Mapping[str, float]] = {"instant_payment": 300, "group_customer_payment": 300, "reservation": 900}
 """Simulated seconds to pay (five minutes: documented) or until a reservation lapses (invented)."""
-AFTER_THE_END: Final = timedelta(hours=1)
-"""When a booking completes by itself."""
-OPENING: Final = timedelta(hours=2)
+AFTER_THE_END: Final = timedelta(minutes=15)
+"""When a booking completes by itself (invented)."""
+OPENING: Final = timedelta(hours=3)
 """Simulated; bookings are made within this time from the beginning of a busy day."""
 PAUSE: Final = (60.0, 1500.0)
 """Simulated seconds between two actions."""
@@ -215,6 +214,7 @@ class Timekit(Venue):
     """
 
     provider: ClassVar[str] = "timekit"
+    events_each: ClassVar[float] = 3.5
 
     def set_switches(
         self,
@@ -280,15 +280,15 @@ class Timekit(Venue):
     async def busy_day(self, bookings: int) -> None:
         stories = list(STORIES) * (bookings // len(STORIES) + 1)
         self.rng.shuffle(stories)
-        seeds = [self.rng.getrandbits(64) for _ in range(bookings)]
-        lives = [self._live(Random(seed), *story) for seed, story in zip(seeds, stories, strict=False)]
-        await asyncio.gather(*lives)
-        await self.settled()
+        lives = []
+        for graph, actions in stories[:bookings]:
+            chance = Random(self.rng.getrandbits(64))
+            at = chance.uniform(0, OPENING.total_seconds())
+            lives.append((at, partial(self._live, chance, at, graph, actions)))
+        await self.unfold(lives)
 
-    async def _live(self, chance: Random, graph: str, actions: Sequence[str]) -> None:
-        at = chance.uniform(0, OPENING.total_seconds())
+    async def _live(self, chance: Random, at: float, graph: str, actions: Sequence[str]) -> None:
         booking = self._planned(chance, graph, self._slot(chance, at, soon="complete" in actions))
-        await self.clock.sleep(at)
         if booking.owner:
             self._enter(booking.owner)
         self._enter(booking)
@@ -395,7 +395,7 @@ class Timekit(Venue):
         }
         if self.party_size:
             truth["party_size"] = int(booking.party) if booking.party and booking.place_told else None
-        self.ledger.expect(self.endpoint, booking.id, **truth)
+        self.ledger.expect_anew(self.endpoint, booking.id, **truth)
 
     # --- the sender ---
 
@@ -412,7 +412,8 @@ class Timekit(Venue):
         stamp = booking.chance.choice(self.stamps)
         body = php_json(self._document(booking, lambda moment: stamp(moment, self.zone)))
         headers = {"content-type": "application/json", "user-agent": "Timekit"} | self._signature(body)
-        return Post(about=f"{hook.graph} {hook.state} {booking.id[:8]}", method=hook.method, headers=headers, body=body)
+        about = f"{hook.graph} {hook.state} {booking.id[:8]}"
+        return Post(about, method=hook.method, headers=headers, body=body, bookings=(booking.id,))
 
     def _signature(self, body: bytes) -> dict[str, str]:
         written_again = json.dumps(json.loads(body), separators=(",", ":")).encode()
@@ -430,6 +431,7 @@ class Timekit(Venue):
             if (await self.post(post)).status in SUCCESS:
                 return True
         self.failed.append(post.about)
+        self.give_up(post)
         return False
 
     # --- a booking as JSON ---

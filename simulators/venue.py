@@ -8,49 +8,71 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from datetime import timedelta
+from operator import itemgetter
 from random import Random
-from ssl import SSLContext
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
+from uuid import uuid4
 
-import httpx
 from starlette.routing import BaseRoute
 
-from simulators.clock import Clock
-from simulators.ledger import Ledger, Sent
+from simulators.clock import DAY, Clock
+from simulators.ledger import Ledger, Outcome, Sent
+from simulators.sender import Manner, Reply, Request, Sender
+
+ON_ITS_WAY: Final = 0.2
+"""Seconds before anything else may follow a request that its sender left: it is still being read, and what a provider
+says one after the other must not overtake itself where nothing in the bodies tells their order."""
 
 
 @dataclass(kw_only=True)
 class Weather:
-    """How bad the network and the provider's own day are; every number is a chance from 0 to 1."""
+    """How bad the network and the provider's own day are; every number is a chance from 0 to 1.
+
+    It may be changed at any time; what is under way goes on as it began, but for calls that hang.
+    """
 
     duplicate: float = 0.0
     """A request is sent once more, a moment later."""
     reorder: float = 0.0
     """A request is held back, so that later ones overtake it. Only where the provider's order survives it."""
     hang_up_early: float = 0.0
-    """The sender closes before it read the answer (and counts the attempt as failed)."""
+    """The sender writes all of it, then closes without reading, every other time with RST; the attempt has failed."""
     slow_body: float = 0.0
     """The body comes in small pieces."""
     api_down: float = 0.0
     """A call to the provider's API is answered 503."""
     api_garbage: float = 0.0
     """A call to the provider's API is answered 200 with HTML, or with JSON that is cut short."""
+    api_cut: float = 0.0
+    """A call to the provider's API is answered 200, and the connection closes in the middle of the body."""
     api_slow: float = 0.0
     """A call to the provider's API takes `slow_seconds`."""
     slow_seconds: float = 1.0
+    api_hang: float = 0.0
+    """A call to the provider's API is taken and not answered until this is 0 again, or until the client leaves."""
 
 
 @dataclass
 class Post:
-    """One request to the webhook URL."""
+    """One request to the webhook URL; repeats and copies of it are the same value."""
 
     about: str
     method: str = "POST"
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    bookings: tuple[str, ...] = ()
+    """The bookings (external ids) that it speaks of."""
+    events: int = 1
+    """How many events it carries."""
+    taken: bool = False
+    """Some attempt at it was answered with success."""
+
+
+Life = tuple[float, Callable[[], Coroutine[Any, Any, None]]]
+"""When something begins (simulated seconds after the day's beginning), and what then happens."""
 
 
 class Venue(ABC):
@@ -59,6 +81,8 @@ class Venue(ABC):
     provider: ClassVar[str]
     deadline: ClassVar[float] = 30.0
     """Seconds (wall clock) that the sender waits for an answer."""
+    events_each: ClassVar[float] = 3.0
+    """How many events a busy day tells of each booking, its duplicates included; measured, about."""
     hook_off: bool = False
     """The provider has switched the webhook off; the server's panel shows it."""
 
@@ -82,7 +106,7 @@ class Venue(ABC):
         self.chance = Random(rng.getrandbits(64))
         """For the weather only: how often it is asked depends on timing, and the day's content must not."""
         self.weather = weather or Weather()
-        self._client: httpx.AsyncClient | None = None
+        self._sender: Sender | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self.set_switches(**switches)
 
@@ -113,24 +137,43 @@ class Venue(ABC):
         """What the provider's own dashboard shows beyond the deliveries, as JSON; the server's panel prints it."""
         return {}
 
+    async def live(self, events: int, seconds: float) -> None:
+        """A busy day with about that many events that takes about that long on the wall clock. It sets the clock's
+        pace, so venues that share a clock live for the same time. Returns as `busy_day` does."""
+        self.clock.pace(DAY.total_seconds() / seconds)
+        await self.busy_day(max(1, round(events / self.events_each)))
+
     # --- the sender ---
 
     async def __aenter__(self) -> Self:
-        self._client = httpx.AsyncClient(timeout=self.deadline, trust_env=False, verify=_tls())
+        self._sender = Sender()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._client is not None
+        assert self._sender is not None
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._client.aclose()
+        await self._sender.close()
 
     def launch(self, sending: Coroutine[Any, Any, Any]) -> None:
         """Lets a delivery run beside everything else, until it is done or the venue closes."""
         task = asyncio.create_task(sending)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[Any]) -> None:
+        """One that failed stays, for `settled` to tell."""
+        if task.cancelled() or task.exception() is None:
+            self._under_way.discard(task)
+
+    async def unfold(self, lives: Sequence[Life]) -> None:
+        """Begins each life at its time and returns when all have ended; until then it costs nothing but its plan."""
+        began = self.clock.scheduled()
+        for after, life in sorted(lives, key=itemgetter(0)):
+            await self.clock.until(began + timedelta(seconds=after))
+            self.launch(life())
+        await self.settled()
 
     async def settled(self) -> None:
         """Returns when nothing that was launched is under way any more; raises what a delivery raised."""
@@ -139,47 +182,42 @@ class Venue(ABC):
 
     async def post(self, post: Post) -> Sent:
         """Sends one request and notes it in the ledger. Never raises for what the network does."""
-        assert self._client is not None, "use the venue as an async context manager"
-        began, clock_time, status = time.monotonic(), time.time(), None
-        hang_up = self.chance.random() < self.weather.hang_up_early
-        try:
-            response = await asyncio.wait_for(
-                self._client.request(
-                    post.method, self.hook_url, headers=dict(post.headers), content=self._content(post)
-                ),
-                timeout=self.deadline,
-            )
-            status = None if hang_up else response.status_code
-        except (httpx.HTTPError, TimeoutError):
-            status = None
-        seconds = time.monotonic() - began
-        sent = Sent(
-            endpoint=self.endpoint,
-            provider=self.provider,
-            at=clock_time,
-            seconds=seconds,
-            status=status,
-            about=post.about,
-            late=seconds >= self.deadline,
+        assert self._sender is not None, "use the venue as an async context manager"
+        began, number = time.time(), uuid4().hex
+        headers = {**post.headers, "x-request-id": number, "date": self.clock.date()}
+        reply = await self._sender.send(
+            Request(post.method, self.hook_url, headers, post.body), deadline=self.deadline, manner=self._manner(post)
         )
+        sent = self._noted(post, reply, began=began, number=number)
+        post.taken |= sent.acked
         self.ledger.record(sent)
+        if sent.outcome is Outcome.HUNG_UP:
+            await asyncio.sleep(ON_ITS_WAY)
         return sent
 
-    def _content(self, post: Post) -> Any:
-        if not post.body or self.chance.random() >= self.weather.slow_body:
-            return post.body
-        return _dripping(post.body)
+    def _manner(self, post: Post) -> Manner:
+        if self.chance.random() < self.weather.hang_up_early:
+            return self.chance.choice((Manner.CLOSING, Manner.RESETTING))
+        if post.body and self.chance.random() < self.weather.slow_body:
+            return Manner.DRIPPING
+        return Manner.PLAIN
 
+    def _noted(self, post: Post, reply: Reply, *, began: float, number: str) -> Sent:
+        return Sent(
+            endpoint=self.endpoint,
+            provider=self.provider,
+            at=began,
+            seconds=reply.seconds,
+            status=reply.status,
+            about=post.about,
+            late=reply.outcome is Outcome.TIMED_OUT or reply.seconds >= self.deadline,
+            outcome=reply.outcome,
+            request=number,
+            bookings=post.bookings,
+            events=post.events,
+        )
 
-@cache
-def _tls() -> SSLContext:
-    """Reading the certificates takes longer than a whole test; once is enough."""
-    return httpx.create_ssl_context()
-
-
-async def _dripping(body: bytes) -> Any:
-    """The body in eight pieces, over about a tenth of a second."""
-    size = max(1, len(body) // 8)
-    for start in range(0, len(body), size):
-        yield body[start : start + size]
-        await asyncio.sleep(0.012)
+    def give_up(self, post: Post) -> None:
+        """The repeats of a request are used up. Unless some copy of it was taken, nobody can know what it said."""
+        if not post.taken:
+            self.ledger.give_up(self.endpoint, post.bookings)

@@ -325,10 +325,10 @@ def test_lockme_counts_readings_and_fails_those_that_it_is_told_to() -> None:
     run(scene)
 
 
-@pytest.mark.parametrize("status", [200, 404])
-def test_lockme_may_or_may_not_know_an_acknowledged_message(status: int) -> None:
+@pytest.mark.parametrize(("gone", "status"), [(False, 200), (True, 404)])
+def test_lockme_may_or_may_not_know_an_acknowledged_message(gone: bool, status: int) -> None:
     async def scene() -> None:
-        async with playing(Lockme, acknowledged=status) as play:
+        async with playing(Lockme, gone_after_ack=gone) as play:
             path = f"/message/{play.venue.send_test().id}"
             await play.api.post(path)
             assert (await play.api.get(path)).status_code == status

@@ -64,8 +64,14 @@ class Receiver:
     slow: float = 0.0
     got: list[Got] = field(default_factory=list)
     url: str = ""
+    under_way: int = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.under_way += 1
+        await self.take(scope, receive, send)
+        self.under_way -= 1
+
+    async def take(self, scope: Any, receive: Any, send: Any) -> None:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         got = Got(method=scope["method"], headers=headers, body=b"", at=time.monotonic())
         more = True
@@ -98,6 +104,9 @@ async def listening(receiver: Receiver) -> AsyncIterator[Receiver]:
         await server.startup(sockets=[listener])
         try:
             yield receiver
+            async with asyncio.timeout(5):
+                while receiver.under_way:
+                    await asyncio.sleep(0.005)
         finally:
             for connection in list(server.server_state.connections):
                 connection.shutdown()
