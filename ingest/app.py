@@ -19,9 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from ingest import settings as environment
 from ingest.door import Doors, Entrance
-from ingest.inbox import Inbox, NotDurable, connect
+from ingest.drainer import Drainer
+from ingest.inbox import Inbox
+from ingest.keeper import Keeper
 from ingest.nudge import Nudge
 from ingest.settings import RETRY_AFTER, Settings
+from ingest.spool import Off, OnDisk, Spool
+from ingest.waiting import NotDurable
 from schemas.delivery import RawDelivery, new_id, now
 from schemas.endpoints import ConfigError
 
@@ -44,9 +48,9 @@ class HungUp(Exception):
 class Hook:
     """`/hooks/{endpoint}/{token}`: the right door, the size limit, the commit, an empty 200."""
 
-    def __init__(self, doors: Doors, inbox: Inbox, body_limit: int) -> None:
+    def __init__(self, doors: Doors, keeper: Keeper, body_limit: int) -> None:
         self._doors = doors
-        self._inbox = inbox
+        self._keeper = keeper
         self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +81,7 @@ class Hook:
             body=body,
         )
         try:
-            await self._inbox.commit(raw, entrance.endpoint.provider)
+            await self._keeper.keep(raw, entrance.endpoint.provider)
         except NotDurable as error:
             log.error("action=refuse endpoint=%s reason=not-durable error=%s", raw.endpoint, error)
             return NOT_NOW
@@ -119,21 +123,23 @@ async def healthz(request: Request) -> Response:
 
 
 def build(settings: Settings) -> Starlette:
-    """The receiver with its parts."""
-    inbox = Inbox(connect(settings.redis_url, settings.patience), Nudge(), settings.patience)
-    hook = Hook(Doors(settings.config, settings.secret), inbox, settings.body_limit)
+    """The receiver with its parts. Raises ConfigError."""
+    inbox = Inbox(settings.redis_url, Nudge(), settings.patience)
+    spool = _spool(settings)
+    keeper = Keeper(inbox, spool, settings.patience)
+    hook = Hook(Doors(settings.config, settings.secret), keeper, settings.body_limit)
 
     async def readyz(request: Request) -> Response:
-        """A delivery can be made durable now."""
-        if await inbox.ready():
-            return PlainTextResponse("ready\n")
-        return PlainTextResponse("not ready: redis takes no write\n", 503, {"retry-after": str(RETRY_AFTER)})
+        """A delivery can be made durable now, and how."""
+        how = await keeper.ready()
+        if how is not None:
+            return PlainTextResponse(f"{how}\n")
+        said = "not ready: neither redis nor the spool takes a write\n"
+        return PlainTextResponse(said, 503, {"retry-after": str(RETRY_AFTER)})
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with inbox:
-            for name, value in (await inbox.undurable()).items():
-                log.error("action=start REDIS IS NOT DURABLE: %s is %r; a 2xx may be lost", name, value)
+        async with keeper, Drainer(spool, inbox, keeper):
             yield
 
     return Starlette(
@@ -144,6 +150,17 @@ def build(settings: Settings) -> Starlette:
         ],
         lifespan=lifespan,
     )
+
+
+def _spool(settings: Settings) -> Spool:
+    directory = settings.spool_dir
+    if directory is None:
+        return Off()
+    try:
+        return OnDisk(directory, settings.spool_limit)
+    except OSError as error:
+        mend = "name a directory that this process may write, or `off`"
+        raise ConfigError("RESERVOIR_SPOOL_DIR", f"{directory} cannot be used ({error.strerror}); {mend}") from None
 
 
 def create() -> Starlette:

@@ -1,33 +1,29 @@
-"""The group commit: raw requests into the inbox together with the messages that name them, in one MULTI.
+"""Redis, as the receiver knows it: raw requests into the inbox together with the messages that name them, in one MULTI.
 
-While one MULTI is under way, arrivals gather; when it returns, the next goes out with what is waiting. No timer: when
-it is quiet a group is one request. With `appendfsync always` Redis syncs its file before it answers, so EXEC's reply is
-the proof. Knows no HTTP.
+With `appendfsync always` Redis syncs its file before it answers, so EXEC's reply is the proof. There is a client for
+the requests, which is in a hurry, and one for all that goes on behind them. Knows no HTTP and no spool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
+from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from ingest.nudge import Nudge
-from schemas.delivery import INBOX, RawDelivery
+from ingest.waiting import Row
+from schemas.delivery import INBOX
 
-log = logging.getLogger("reservoir")
-
-GROUP: Final = 64
-"""Requests in one MULTI at most."""
 FLUSHERS: Final = 2
-"""One group is being synced while the next one is sent."""
+"""Groups under way at once: one is being synced while the next one is sent."""
+CALM: Final = 1.0
+"""Seconds that the drainer and the looks after Redis wait for it: nobody waits for them."""
 DURABLE: Final = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -36,19 +32,22 @@ DURABLE: Final = {
 }
 """What Redis must be set to, or a 2xx promises more than it keeps."""
 
-
-class NotDurable(Exception):
-    """The request could not be made durable in time; whether Redis has it all the same is not known."""
-
-
-@dataclass(slots=True)
-class _Waiting:
-    raw: RawDelivery
-    queue: str
-    done: asyncio.Future[None] = field(repr=False)
+REASONS: Final = (
+    (exceptions.BusyLoadingError, "loading"),
+    (exceptions.OutOfMemoryError, "full"),
+    (exceptions.ReadOnlyError, "read-only"),
+    ((exceptions.TimeoutError, TimeoutError), "silent"),
+    ((exceptions.ConnectionError, OSError), "refused"),
+)
+"""Why Redis did not take a write, in a word; the first that fits."""
 
 
-def connect(url: str, patience: float) -> Redis:
+def reason_of(error: Exception) -> str:
+    """One word for the log and the breaker; what has none is named by its type."""
+    return next((word for kind, word in REASONS if isinstance(error, kind)), type(error).__name__)
+
+
+def connect(url: str, patience: float, connections: int) -> Redis:
     """A client that answers or fails within `patience` seconds: the library's own defaults wait for minutes."""
     return Redis.from_url(
         url,
@@ -56,82 +55,42 @@ def connect(url: str, patience: float) -> Redis:
         socket_connect_timeout=patience,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
-        max_connections=FLUSHERS + 2,
+        max_connections=connections,
     )
 
 
 class Inbox:
-    """Commits raw requests. Use as an async context manager."""
+    """See the module."""
 
-    def __init__(self, redis: Redis, nudge: Nudge, patience: float) -> None:
-        self._redis = redis
+    def __init__(self, url: str, nudge: Nudge, patience: float) -> None:
+        # A connection that is given up is closed in the background; the next group shall not wait for that.
+        self._hurried = connect(url, patience, 2 * FLUSHERS)
+        self._calm = connect(url, max(CALM, patience), 8)
         self._nudge = nudge
         self._patience = patience
-        self._waiting: deque[_Waiting] = deque()
-        self._arrived = asyncio.Event()
-        self._flushers: list[asyncio.Task[None]] = []
         self._probe: asyncio.Task[bool] | None = None
 
-    async def __aenter__(self) -> Inbox:
-        self._flushers = [asyncio.create_task(self._flush()) for _ in range(FLUSHERS)]
-        return self
+    async def put(self, rows: Sequence[Row]) -> None:
+        """One MULTI. Returns when it is synced; raises whatever happens instead, also where that took too long."""
+        async with asyncio.timeout(self._patience):
+            await self._put(self._hurried, rows)
 
-    async def __aexit__(self, *_: object) -> None:
-        running = [*self._flushers, *([self._probe] if self._probe else [])]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await self._redis.aclose()
+    async def put_behind(self, rows: Sequence[Row]) -> None:
+        """The same without a hurry, on a connection that no request waits for."""
+        await self._put(self._calm, rows)
 
-    async def commit(self, raw: RawDelivery, queue: str) -> None:
-        """Returns when the request is on disk, together with its nudge. Raises NotDurable after `patience`.
-
-        The commit belongs to a flusher, not to the caller: a sender that hangs up does not undo it.
-        """
-        waiting = _Waiting(raw, queue, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        self._arrived.set()
-        try:
-            await asyncio.wait_for(waiting.done, self._patience)
-        except TimeoutError:
-            if waiting in self._waiting:  # no group has taken it yet
-                self._waiting.remove(waiting)
-            raise NotDurable("redis did not answer in time") from None
-
-    async def _flush(self) -> None:
-        while True:
-            await self._arrived.wait()
-            group = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
-            if not self._waiting:
-                self._arrived.clear()
-            if group:
-                await self._commit_group(group)
-
-    async def _commit_group(self, group: Sequence[_Waiting]) -> None:
-        """Each request gets its own result; a group that fails takes no other group with it."""
-        failure: Exception | None = None
-        try:
-            await self._exec(group)
-        except Exception as error:  # noqa: BLE001  whatever it is, a flusher that ends takes the receiver with it
-            failure = NotDurable(f"redis: {type(error).__name__}")
-            log.warning("action=commit-failed size=%d error=%s", len(group), type(error).__name__)
-        for waiting in group:
-            if waiting.done.done():
-                continue
-            if failure is None:
-                waiting.done.set_result(None)
-            else:
-                waiting.done.set_exception(failure)
-
-    async def _exec(self, group: Sequence[_Waiting]) -> None:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(INBOX, mapping={str(waiting.raw.id): waiting.raw.pack() for waiting in group})
-            for waiting in group:
-                pipe.lpush(waiting.queue, self._nudge.message(waiting.raw.id, waiting.queue))
+    async def _put(self, redis: Redis, rows: Sequence[Row]) -> None:
+        queues: dict[str, list[str]] = {}
+        for row in rows:
+            queues.setdefault(row.queue, []).append(row.id)
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.hset(INBOX, mapping={row.id: row.packed for row in rows})
+            for queue, ids in queues.items():
+                pipe.lpush(queue, self._nudge.message(ids, queue))
             await pipe.execute()
 
     async def ready(self) -> bool:
-        """Whether a request could be made durable now: a write that is synced like any other.
+        """Whether a request could be kept here now: a write that is synced like any other, and an inbox that is one.
 
         Who asks while it is under way shares it: anybody may ask, and the connections belong to the deliveries.
         """
@@ -141,10 +100,26 @@ class Inbox:
 
     async def _takes_a_write(self) -> bool:
         try:
-            await asyncio.wait_for(self._redis.set("reservoir:ready", 1, ex=60), self._patience)
+            async with asyncio.timeout(self._patience), self._calm.pipeline(transaction=True) as pipe:
+                pipe.set("reservoir:ready", 1, ex=60)
+                pipe.hdel(INBOX, "")  # there is no such id: an error where the key holds something else
+                await pipe.execute()
         except (RedisError, OSError, TimeoutError):
             return False
         return True
+
+    async def memory(self) -> float | None:
+        """The share of Redis's memory that is in use; None where it has no limit, or does not say.
+
+        Raises whatever keeps it from answering at all.
+        """
+        try:
+            found = await self._calm.info("memory")
+        except exceptions.ResponseError:
+            return None
+        limit = found.get("maxmemory", 0)
+        # The buffers of the AOF are not counted by Redis itself when it says that it is full.
+        return (found["used_memory"] - found.get("mem_not_counted_for_evict", 0)) / limit if limit else None
 
     async def undurable(self) -> dict[str, str]:
         """Settings of Redis that break the promise of a 2xx, with their value; empty when all hold.
@@ -152,8 +127,15 @@ class Inbox:
         A Redis that does not show its settings (some hosted ones) is taken at its word.
         """
         try:  # one by one: before version 7, Redis takes no more names at once
-            found = [(name, await self._redis.config_get(name)) for name in DURABLE]
+            found = [(name, await self._calm.config_get(name)) for name in DURABLE]
         except (RedisError, OSError, TimeoutError):
             return {}
         held = {name: str(settings.get(name, DURABLE[name])) for name, settings in found}
         return {name: value for name, value in held.items() if value != DURABLE[name]}
+
+    async def aclose(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._hurried.aclose()
+        await self._calm.aclose()

@@ -1,8 +1,9 @@
-"""The Celery message that names a delivery, as a template that Celery itself renders once at start.
+"""The Celery message that names deliveries, as a template that Celery itself renders once at start.
 
 Celery's wire format changes with its versions, so it is never written by hand. What differs per message are the task's
-id (the delivery's own, so that Flower shows one task per delivery), the delivery tag, the queue and the arguments.
-**Every message needs a delivery tag of its own**: it is the key under which Redis remembers an unacknowledged message.
+id (the first delivery's own, so that Flower shows it when a delivery comes alone), the delivery tag, the queue, the
+arguments and what Flower shows of them. **Every message needs a delivery tag of its own**: it is the key under which
+Redis remembers an unacknowledged message.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import json
 from collections.abc import Sequence
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from celery import Celery
 
@@ -21,6 +22,7 @@ _ID: Final = "00000000-0000-7000-8000-00000000aaaa"
 _QUEUE: Final = "queue-to-be-filled-in"
 _TAG: Final = "tag-to-be-filled-in"
 _BODY: Final = "body-to-be-filled-in"
+_SHOWN: Final = "arguments-to-be-filled-in"
 
 
 class Nudge:
@@ -31,14 +33,15 @@ class Nudge:
         payload = json.loads(base64.b64decode(message["body"]))
         message["body"] = _BODY
         message["properties"]["delivery_tag"] = _TAG
+        message["headers"]["argsrepr"] = _SHOWN
         self._message = json.dumps(message)
         self._payload = json.dumps(payload)
 
-    def message(self, delivery_id: UUID, queue: str) -> bytes:
-        """One message. It carries the delivery's id and nothing else."""
-        identity = str(delivery_id)
-        body = base64.b64encode(self._payload.replace(_ID, identity).encode()).decode()
-        filled = self._message.replace(_ID, identity).replace(_QUEUE, queue)
+    def message(self, ids: Sequence[str], queue: str) -> bytes:
+        """One message for deliveries of one queue. It carries their ids and nothing else."""
+        body = base64.b64encode(self._payload.replace(_ID, '", "'.join(ids)).encode()).decode()
+        shown = f"['{ids[0]}']" if len(ids) == 1 else f"{len(ids)} deliveries"
+        filled = self._message.replace(_ID, ids[0]).replace(_QUEUE, queue).replace(_SHOWN, shown)
         return filled.replace(_TAG, str(uuid4())).replace(_BODY, body).encode()
 
 

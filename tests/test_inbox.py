@@ -1,10 +1,13 @@
-"""The group commit by itself, over a real Redis: who shares a MULTI, who is told what, what survives a failure."""
+"""The group commit by itself, over a real Redis: who shares a MULTI, who is handed over, who is told what."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import base64
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -12,12 +15,17 @@ import pytest
 import redis as redis_py
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import free_port, silent_server
 
-from ingest.inbox import FLUSHERS, GROUP, Inbox, NotDurable, connect
+from ingest.inbox import FLUSHERS, Inbox
+from ingest.keeper import SPOOL_PATIENCE, Keeper
 from ingest.nudge import Nudge
+from ingest.spool import Off, OnDisk, Spool
+from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Waiting
 from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now
 
 QUEUE = "queue-of-a-test"
+MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +37,18 @@ def request(body: bytes = b"{}") -> RawDelivery:
     return RawDelivery(id=new_id(), endpoint="studio", method="POST", received_at=now(), body=body)
 
 
-def with_inbox(redis_url: str, nudge: Nudge, work: Callable[[Inbox], Awaitable[None]], patience: float = 5.0) -> None:
-    """Runs the work with an inbox that is open meanwhile; the flushers wait for Redis longer than anybody waits."""
+def with_keeper(
+    redis_url: str,
+    nudge: Nudge,
+    work: Callable[[Keeper], Awaitable[None]],
+    patience: float = 5.0,
+    spool: Spool | None = None,
+) -> None:
+    """Runs the work with a keeper that is open meanwhile."""
 
     async def run() -> None:
-        async with Inbox(connect(redis_url, 20.0), nudge, patience) as inbox:
-            await work(inbox)
+        async with Keeper(Inbox(redis_url, nudge, patience), spool or Off(), patience) as keeper:
+            await work(keeper)
 
     asyncio.run(run())
 
@@ -45,69 +59,273 @@ def bodies(redis: redis_py.Redis) -> list[bytes]:
     return sorted(raw.body for raw in raws)
 
 
+def spooled(directory: Path) -> list[bytes]:
+    """What stands in the spool of a keeper that has ended; it is gone then."""
+    packed: list[bytes] = []
+    for segment in OnDisk(directory, MIB).adoptable():
+        while group := segment.group():
+            packed += [row.packed for row in group]
+            segment.landed()
+        segment.remove()
+    return sorted(entry.partition(b"\r\n\r\n")[2] for entry in packed)
+
+
 def groups(redis: redis_py.Redis) -> int:
     """How many MULTIs were executed since `config_resetstat`."""
     return int(redis.info("commandstats").get("cmdstat_exec", {"calls": 0})["calls"])
+
+
+def nudged(redis: redis_py.Redis, queue: str) -> list[list[str]]:
+    """The ids in each message of a queue, in order of arrival."""
+    messages = [json.loads(message) for message in reversed(redis.lrange(queue, 0, -1))]
+    return [json.loads(base64.b64decode(message["body"]))[0] for message in messages]
+
+
+# --- who shares a MULTI --------------------------------------------------------------------------------------
 
 
 def test_a_group_is_one_request_when_it_is_quiet(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
     """Nobody waits for company."""
     redis.config_resetstat()
 
-    async def work(inbox: Inbox) -> None:
+    async def work(keeper: Keeper) -> None:
         for number in range(5):
-            await inbox.commit(request(b"%d" % number), QUEUE)
+            await keeper.keep(request(b"%d" % number), QUEUE)
             assert groups(redis) == number + 1
 
-    with_inbox(redis_url, nudge, work)
+    with_keeper(redis_url, nudge, work)
     assert redis.llen(QUEUE) == len(bodies(redis)) == 5
 
 
 def test_arrivals_share_a_group(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
-    """As many as there are, up to the limit."""
+    """As many as there are, up to the limit; and a group has one message for each queue, with all its ids in order."""
     redis.config_resetstat()
     count = 3 * GROUP + 8
+    raws = [request(b"%03d" % number) for number in range(count)]
+    queues = [(QUEUE, "another-queue")[number % 2] for number in range(count)]
 
-    async def work(inbox: Inbox) -> None:
-        await asyncio.gather(*(inbox.commit(request(b"%03d" % number), QUEUE) for number in range(count)))
+    async def work(keeper: Keeper) -> None:
+        await asyncio.gather(*(keeper.keep(raw, queue) for raw, queue in zip(raws, queues, strict=True)))
 
-    with_inbox(redis_url, nudge, work)
+    with_keeper(redis_url, nudge, work)
     assert groups(redis) == 4
     assert bodies(redis) == [b"%03d" % number for number in range(count)]
-    assert redis.llen(QUEUE) == count
+    for first, queue in enumerate((QUEUE, "another-queue")):
+        messages = nudged(redis, queue)
+        assert sorted(map(len, messages)) == [4, GROUP // 2, GROUP // 2, GROUP // 2]
+        assert sorted(identity for message in messages for identity in message) == [
+            str(raw.id) for raw in raws[first::2]
+        ]
+        assert all(message == sorted(message) for message in messages)
+
+
+def test_a_group_of_large_requests_is_smaller(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
+    """Sixty-four mebibytes at once would take Redis longer than it has."""
+    redis.config_resetstat()
+    count = 3 * GROUP_BYTES // MIB
+
+    async def work(keeper: Keeper) -> None:
+        await asyncio.gather(*(keeper.keep(request(bytes(MIB)), QUEUE) for _ in range(count)))
+
+    with_keeper(redis_url, nudge, work)
+    assert groups(redis) == 3
+    assert redis.hlen(INBOX) == count
 
 
 def test_a_waiter_that_goes_away_does_not_undo_its_commit(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
     """The commit is the flusher's affair."""
 
-    async def work(inbox: Inbox) -> None:
-        leaving = asyncio.create_task(inbox.commit(request(b"left"), QUEUE))
+    async def work(keeper: Keeper) -> None:
+        leaving = asyncio.create_task(keeper.keep(request(b"left"), QUEUE))
         await asyncio.sleep(0)
         leaving.cancel()
-        await inbox.commit(request(b"stayed"), QUEUE)
+        await keeper.keep(request(b"stayed"), QUEUE)
 
-    with_inbox(redis_url, nudge, work)
+    with_keeper(redis_url, nudge, work)
     assert bodies(redis) == [b"left", b"stayed"]
 
 
-def test_what_no_group_has_taken_is_taken_back(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
-    """Whoever waits behind hung groups is told so in time, and is not kept later all the same."""
+# --- who is handed over --------------------------------------------------------------------------------------
 
-    async def work(inbox: Inbox) -> None:
-        await inbox.commit(request(b"before"), QUEUE)
-        redis.client_pause(60_000, all=False)
-        under_way = []
-        for _ in range(FLUSHERS):
-            under_way.append(asyncio.create_task(inbox.commit(request(b"under way"), QUEUE)))
-            await asyncio.sleep(0.01)
-        with pytest.raises(NotDurable):
-            await inbox.commit(request(b"waiting"), QUEUE)
-        assert {type(told) for told in await asyncio.gather(*under_way, return_exceptions=True)} == {NotDurable}
+
+async def while_paused(redis: redis_py.Redis, keeper: Keeper, waiting: Sequence[bytes]) -> list[asyncio.Task[None]]:
+    """Redis answers no write any more; every flusher has a group under way, and the others wait behind them."""
+    await keeper.keep(request(b"before"), QUEUE)
+    redis.client_pause(60_000, all=False)
+    tasks = []
+    for _ in range(FLUSHERS):
+        tasks.append(asyncio.create_task(keeper.keep(request(b"under way"), QUEUE)))
+        await asyncio.sleep(0.01)
+    tasks += [asyncio.create_task(keeper.keep(request(body), QUEUE)) for body in waiting]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_all_that_waits_is_handed_over_at_once(
+    redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path
+) -> None:
+    """Under way or not, when the first has waited too long; and what comes afterwards asks Redis no more."""
+    spool = OnDisk(tmp_path, MIB)
+
+    async def work(keeper: Keeper) -> None:
+        loop = asyncio.get_running_loop()
+        tasks = await while_paused(redis, keeper, [b"%d" % number for number in range(100)])
+        begin = loop.time()
+        await asyncio.gather(*tasks)
+        assert loop.time() - begin < 1.0
+        assert keeper.is_open
+        begin = loop.time()
+        await keeper.keep(request(b"afterwards"), QUEUE)
+        assert loop.time() - begin < 0.1
+
+    try:
+        with_keeper(redis_url, nudge, work, patience=0.2, spool=spool)
+    finally:
         redis.client_unpause()
-        await inbox.commit(request(b"afterwards"), QUEUE)
+    expected = [b"under way"] * FLUSHERS + [b"%d" % number for number in range(100)] + [b"afterwards"]
+    assert spooled(tmp_path) == sorted(expected)
+    assert b"before" in bodies(redis)
 
-    with_inbox(redis_url, nudge, work, patience=0.1)
-    assert set(bodies(redis)) == {b"before", b"under way", b"afterwards"}
+
+def test_who_was_cancelled_is_handed_over_too(
+    redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path
+) -> None:
+    """A server that gives up on its requests at its end does not take the requests along."""
+
+    async def work(keeper: Keeper) -> None:
+        for task in await while_paused(redis, keeper, [b"waiting"]):
+            task.cancel()
+
+    try:
+        with_keeper(redis_url, nudge, work, patience=0.2, spool=OnDisk(tmp_path, MIB))
+    finally:
+        redis.client_unpause()
+    assert spooled(tmp_path) == sorted([b"under way"] * FLUSHERS + [b"waiting"])
+
+
+def test_the_breaker_closes_when_redis_is_back(
+    redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By itself; one line in the log for each change, with the reason."""
+
+    async def work(keeper: Keeper) -> None:
+        await asyncio.gather(*await while_paused(redis, keeper, []))
+        redis.client_unpause()
+        async with asyncio.timeout(10):
+            while keeper.is_open:
+                await asyncio.sleep(0.01)
+        await keeper.keep(request(b"afterwards"), QUEUE)
+
+    with_keeper(redis_url, nudge, work, patience=0.2, spool=OnDisk(tmp_path, MIB))
+    assert b"afterwards" in bodies(redis)
+    lines = [record.getMessage() for record in caplog.records if "action=breaker" in record.getMessage()]
+    assert lines[0] == "action=breaker state=open reason=silent"
+    assert lines[1].startswith("action=breaker state=closed reason=silent seconds=")
+    assert len(lines) == 2
+
+
+def test_a_redis_that_is_nearly_full_is_left_to_the_workers(
+    redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Above 80 % of its memory, until it is below 70 %; meanwhile it would take a write."""
+    used = int(redis.info("memory")["used_memory"])
+
+    async def until(true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not true():
+                await asyncio.sleep(0.01)
+
+    async def work(keeper: Keeper) -> None:
+        redis.config_set("maxmemory", int(used / 0.85))
+        await until(lambda: keeper.is_open)
+        await keeper.keep(request(b"spooled"), QUEUE)
+        redis.config_set("maxmemory", int(used / 0.75))
+        await asyncio.sleep(1.2)
+        assert keeper.is_open
+        redis.config_set("maxmemory", int(used / 0.5))
+        await until(lambda: not keeper.is_open)
+
+    try:
+        with_keeper(redis_url, nudge, work, spool=OnDisk(tmp_path, MIB))
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert spooled(tmp_path) == [b"spooled"]
+    assert "state=open reason=memory" in caplog.text
+
+
+# --- who is told that it was not kept ------------------------------------------------------------------------
+
+
+def test_without_a_spool_who_waits_is_told_in_time(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
+    """What no group has taken is not kept later all the same. Redis is asked by each who comes, and may be back."""
+
+    async def work(keeper: Keeper) -> None:
+        tasks = await while_paused(redis, keeper, [b"waiting"])
+        told = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(each) for each in told] == ["the spool is off"] * (FLUSHERS + 1)
+        assert {type(each) for each in told} == {NotDurable}
+        with pytest.raises(NotDurable, match="redis: silent"):
+            await keeper.keep(request(b"waiting"), QUEUE)
+        redis.client_unpause()
+        await keeper.keep(request(b"afterwards"), QUEUE)
+
+    with_keeper(redis_url, nudge, work, patience=0.2)
+    assert {b"before", b"afterwards"} <= set(bodies(redis))
+    assert b"waiting" not in bodies(redis)
+
+
+class Hanging(Off):
+    """A disk that takes everything and says nothing."""
+
+    def __init__(self) -> None:
+        self.taken: list[Waiting] = []
+
+    def take(self, waiting: Waiting) -> None:
+        self.taken.append(waiting)
+
+
+def test_a_disk_that_hangs(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
+    """Together with Redis: told within half of the shortest deadline, and the next ones without waiting for it."""
+    disk = Hanging()
+
+    async def work(keeper: Keeper) -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        told = await asyncio.gather(*await while_paused(redis, keeper, [b"waiting"]), return_exceptions=True)
+        assert [str(each) for each in told] == ["spool: silent"] * (FLUSHERS + 1)
+        assert SPOOL_PATIENCE < loop.time() - begin < 1.5
+        assert len(disk.taken) == FLUSHERS + 1
+        with pytest.raises(NotDurable, match="redis: silent"):
+            await keeper.keep(request(b"waiting"), QUEUE)
+        assert len(disk.taken) == FLUSHERS + 1
+        disk._report(disk.taken, None)  # it is back
+        with pytest.raises(NotDurable, match="redis: silent"):
+            await keeper.keep(request(b"waiting"), QUEUE)
+        assert len(disk.taken) == FLUSHERS + 2
+
+    try:
+        with_keeper(redis_url, nudge, work, patience=0.15, spool=disk)
+    finally:
+        redis.client_unpause()
+
+
+def test_a_full_spool_while_redis_has_little_room(
+    redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path
+) -> None:
+    """The last resort is Redis, which takes what fits."""
+    used = int(redis.info("memory")["used_memory"])
+
+    async def work(keeper: Keeper) -> None:
+        assert keeper.is_open
+        assert await keeper.ready() == "ready: spooling"
+        while b"full" not in bodies(redis):
+            await keeper.keep(request(b"full" if redis.hlen(INBOX) else bytes(10_000)), QUEUE)
+
+    redis.config_set("maxmemory", int(used / 0.85))
+    try:
+        with_keeper(redis_url, nudge, work, spool=OnDisk(tmp_path, 1))
+    finally:
+        redis.config_set("maxmemory", 0)
 
 
 class Stumbling(Nudge):
@@ -115,12 +333,12 @@ class Stumbling(Nudge):
 
     def __init__(self, over: UUID) -> None:
         super().__init__()
-        self.over = over
+        self.over = str(over)
 
-    def message(self, delivery_id: UUID, queue: str) -> bytes:
-        if delivery_id == self.over:
+    def message(self, ids: Sequence[str], queue: str) -> bytes:
+        if self.over in ids:
             raise RuntimeError("a mistake of our own")
-        return super().message(delivery_id, queue)
+        return super().message(ids, queue)
 
 
 def test_a_mistake_of_our_own_does_not_stop_the_inbox(
@@ -129,34 +347,57 @@ def test_a_mistake_of_our_own_does_not_stop_the_inbox(
     """Its group is refused, more often than there are flushers; every other group is kept."""
     bad = request(b"bad")
 
-    async def work(inbox: Inbox) -> None:
+    async def work(keeper: Keeper) -> None:
         for number in range(FLUSHERS + 1):
             with pytest.raises(NotDurable):
-                await inbox.commit(bad, QUEUE)
-            await inbox.commit(request(b"good %d" % number), QUEUE)
+                await keeper.keep(bad, QUEUE)
+            await keeper.keep(request(b"good %d" % number), QUEUE)
 
-    with_inbox(redis_url, Stumbling(bad.id), work, patience=2.0)
+    with_keeper(redis_url, Stumbling(bad.id), work, patience=2.0)
     assert bodies(redis) == [b"good 0", b"good 1", b"good 2"]
     assert "a mistake of our own" not in caplog.text
     assert "RuntimeError" in caplog.text
 
 
+# --- what Redis says of itself -------------------------------------------------------------------------------
+
+
 def test_a_redis_that_hides_its_settings_is_taken_at_its_word(
     redis: redis_py.Redis, redis_url: str, nudge: Nudge
 ) -> None:
-    """Some hosted ones allow no CONFIG."""
+    """Some hosted ones allow neither CONFIG nor INFO."""
     redis.acl_setuser(
-        "shy", enabled=True, passwords=["+secret"], keys=["*"], categories=["+@all"], commands=["-config"]
+        "shy", enabled=True, passwords=["+secret"], keys=["*"], categories=["+@all"], commands=["-config", "-info"]
     )
+    url = f"unix://shy:secret@{urlsplit(redis_url).path}"
 
-    async def work(inbox: Inbox) -> None:
+    async def work(keeper: Keeper) -> None:
+        inbox = Inbox(url, nudge, 5.0)
         assert await inbox.undurable() == {}
-        assert await inbox.ready()
+        assert await inbox.memory() is None
+        await inbox.aclose()
+        assert not keeper.is_open
+        assert await keeper.ready() == "ready"
 
     try:
-        with_inbox(f"unix://shy:secret@{urlsplit(redis_url).path}", nudge, work)
+        with_keeper(url, nudge, work)
     finally:
         redis.acl_deluser("shy")
+
+
+def test_a_redis_that_is_away_at_the_start(nudge: Nudge, tmp_path: Path) -> None:
+    """Then the first request need not find out."""
+
+    async def work(keeper: Keeper) -> None:
+        assert keeper.is_open
+        assert await keeper.ready() == "ready: spooling"
+        await keeper.keep(request(b"kept"), QUEUE)
+
+    with_keeper(f"redis://127.0.0.1:{free_port()}", nudge, work, spool=OnDisk(tmp_path, MIB))
+    assert spooled(tmp_path) == [b"kept"]
+    with silent_server() as port:
+        with_keeper(f"redis://127.0.0.1:{port}", nudge, work, patience=0.15, spool=OnDisk(tmp_path, MIB))
+    assert spooled(tmp_path) == [b"kept"]
 
 
 # --- the form of an entry ------------------------------------------------------------------------------------

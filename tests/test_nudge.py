@@ -44,46 +44,53 @@ def nudge() -> Nudge:
 # --- what stands in it ---------------------------------------------------------------------------------------
 
 
-def test_a_message_names_its_delivery_and_nothing_else(nudge: Nudge) -> None:
-    """Flower shows one task per delivery, because the task's id is the delivery's own."""
-    identity = new_id()
-    message = json.loads(nudge.message(identity, "timekit"))
+def names(count: int) -> list[str]:
+    return [str(new_id()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_a_message_names_its_deliveries_and_nothing_else(count: int, nudge: Nudge) -> None:
+    """In order; the task's id is the first one's, so that Flower shows a delivery that comes alone under its own."""
+    ids = names(count)
+    message = json.loads(nudge.message(ids, "timekit"))
     assert message["headers"]["task"] == PROCESS
-    assert message["headers"]["id"] == message["headers"]["root_id"] == str(identity)
-    assert message["properties"]["correlation_id"] == str(identity)
+    assert message["headers"]["id"] == message["headers"]["root_id"] == ids[0]
+    assert message["properties"]["correlation_id"] == ids[0]
     assert message["properties"]["delivery_info"]["routing_key"] == "timekit"
-    assert message["headers"]["argsrepr"] == f"['{identity}']"
+    assert message["headers"]["argsrepr"] == (f"['{ids[0]}']" if count == 1 else f"{count} deliveries")
     arguments, keywords, embedded = json.loads(base64.b64decode(message["body"]))
-    assert (arguments, keywords) == ([str(identity)], {})
+    assert (arguments, keywords) == (ids, {})
     assert not any(embedded.values())
 
 
 def test_nothing_is_left_to_be_filled_in(nudge: Nudge) -> None:
     """Two messages differ in what belongs to each of them, and nowhere else."""
-    one, other = new_id(), new_id()
-    first, second = nudge.message(one, "lockme").decode(), nudge.message(other, "timekit").decode()
+    one, other = names(2)
+    first, second = nudge.message([one], "lockme").decode(), nudge.message([other], "timekit").decode()
     assert "to-be-filled-in" not in first
     tags = [json.loads(message)["properties"]["delivery_tag"] for message in (first, second)]
     bodies = [json.loads(message)["body"] for message in (first, second)]
-    like_second = first.replace(str(one), str(other)).replace("lockme", "timekit")
+    like_second = first.replace(one, other).replace("lockme", "timekit")
     assert like_second.replace(tags[0], tags[1]).replace(bodies[0], bodies[1]) == second
 
 
 def test_every_message_has_a_delivery_tag_of_its_own(nudge: Nudge) -> None:
     """Also two for the same delivery: under one tag, Redis would remember only one of them."""
-    identity = new_id()
-    tags = {json.loads(nudge.message(identity, "timekit"))["properties"]["delivery_tag"] for _ in range(50)}
+    ids = names(2)
+    tags = {json.loads(nudge.message(ids, "timekit"))["properties"]["delivery_tag"] for _ in range(50)}
     assert len(tags) == 50
 
 
-def test_it_is_what_celery_itself_would_send(nudge: Nudge, redis_url: str, redis: redis_py.Redis) -> None:
+@pytest.mark.parametrize("count", [1, 12])
+def test_it_is_what_celery_itself_would_send(count: int, nudge: Nudge, redis_url: str, redis: redis_py.Redis) -> None:
     """Compared with a message that Celery published to Redis: the same fields, the same forms."""
-    identity = str(new_id())
+    ids = names(count)
     with Celery("reservoir", broker=broker_url(redis_url), set_as_current=False) as app:
-        app.send_task(PROCESS, args=[identity], task_id=identity, queue="timekit")
+        app.send_task(PROCESS, args=ids, task_id=ids[0], queue="timekit")
     sent = redis.lindex("timekit", 0)
     assert isinstance(sent, bytes)
-    theirs, ours = json.loads(sent), json.loads(nudge.message(new_id(), "timekit"))
+    theirs, ours = json.loads(sent), json.loads(nudge.message(ids, "timekit"))
+    assert theirs["body"] == ours["body"]
     assert _shape(ours) == _shape(theirs)
     same = ("content-type", "content-encoding")
     assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
@@ -214,7 +221,8 @@ def test_a_real_worker_takes_it(
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT id, state, headers, body FROM deliveries")).all()
     assert {event["uuid"] for event in received} == {str(row.id) for row in rows}
-    assert {event["args"] for event in received} == {f"['{row.id}']" for row in rows}
+    # Of a delivery that a worker took along with another one, the worker tells itself, in Python's own spelling.
+    assert {event["args"].strip("[](),'") for event in received} == {str(row.id) for row in rows}
     assert all(CUSTOMER in bytes(row.body).decode() and CUSTOMER in str(row.headers) for row in rows)
     assert "received" not in {row.state for row in rows}
     assert CUSTOMER not in repr(events)
@@ -238,13 +246,39 @@ app.conf.broker_transport_options |= {
 redis = Redis.from_url(os.environ["REDIS_URL"])
 
 @app.task(name=PROCESS)
-def process(identity):
-    redis.rpush("started", identity)
+def process(*identities):
+    redis.rpush("started", *identities)
     while not redis.exists("go"):
         time.sleep(0.02)
-    redis.rpush("finished", identity)
+    redis.rpush("finished", *identities)
 """
 """Our own Celery app with a task that waits until it may go on."""
+
+
+@pytest.mark.services
+def test_a_real_worker_takes_many_at_once(
+    environment: dict[str, str], redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path
+) -> None:
+    """As many arguments as there are ids, in order, in one task with one acknowledgement."""
+    (tmp_path / "slow.py").write_text(SLOW_WORKER, encoding="utf-8")
+    command = [word.replace("workers.app", "slow") for word in worker_line()]
+    log = tmp_path / "log"
+    ids = names(64)
+    redis.set("go", 1)
+    redis.lpush("reservekit", nudge.message(ids, "reservekit"))
+    with (
+        watched(redis_url) as events,
+        running(command, environment | {"VISIBILITY": "60"}, log, tmp_path) as worker,
+    ):
+
+        def told(kind: str) -> list[dict[str, Any]]:
+            return [event for event in events if event["type"] == kind]
+
+        assert eventually(lambda: told("task-succeeded") or worker.poll() is not None, within=60), log.read_text()
+        assert eventually(lambda: not redis.exists("unacked"))
+    assert [name.decode() for name in redis.lrange("finished", 0, -1)] == ids
+    (received,) = told("task-received")
+    assert (received["uuid"], received["args"]) == (ids[0], "64 deliveries")
 
 
 @pytest.mark.services

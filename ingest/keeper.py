@@ -1,0 +1,210 @@
+"""Makes a request durable: in Redis by group commit, in the spool where Redis does not take it in time.
+
+While one MULTI is under way, arrivals gather; when it returns, the next goes out with what is waiting. No timer: when
+it is quiet a group is one request. When Redis fails, or is silent for longer than the patience, everything that waits
+for it goes to the spool at once, and what comes after goes there directly until Redis is well again. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+from ingest.breaker import Breaker
+from ingest.inbox import FLUSHERS, Inbox, reason_of
+from ingest.spool import Spool
+from ingest.waiting import GROUP, GROUP_BYTES, Line, Row, Waiting
+from schemas.delivery import RawDelivery
+
+log = logging.getLogger("reservoir")
+
+SPOOL_PATIENCE: Final = 0.8
+"""Seconds that a request waits for the spool. With Redis before or after it, that is half of the shortest deadline."""
+LOOK_EVERY: Final = 0.5
+"""Seconds between two looks after Redis: whether it is back, and how full it is."""
+EMPTY_WITHIN: Final = 3.0
+"""Seconds that the end waits for what is under way, which has its own limits and needs less."""
+
+
+class Keeper:
+    """See the module. Use as an async context manager."""
+
+    def __init__(self, inbox: Inbox, spool: Spool, patience: float) -> None:
+        self._inbox = inbox
+        self._spool = spool
+        self._patience = patience
+        self._breaker = Breaker()
+        self._gathering: deque[Waiting] = deque()
+        """Those at Redis that no group has taken yet."""
+        self._arrived = asyncio.Event()
+        self._spool_hangs = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Keeper:
+        self._loop = asyncio.get_running_loop()
+        self._at_redis = Line(self._patience, lambda: self.failed("silent"))
+        self._at_spool = Line(SPOOL_PATIENCE, self._spool_is_silent)
+        await self._spool.start(self._spooled)
+        await self._look()
+        if not self.is_open:
+            await self._check_promise()
+        self._tasks = [asyncio.create_task(work()) for work in (*[self._flush] * FLUSHERS, self._look_after_redis)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EMPTY_WITHIN):
+                while self._at_redis or self._at_spool:  # noqa: ASYNC110  once in a life, for some milliseconds
+                    await asyncio.sleep(0.01)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._spool.stop()
+        await self._inbox.aclose()
+
+    async def keep(self, raw: RawDelivery, queue: str) -> None:
+        """Returns when the request is on a disk, in Redis together with its nudge. Raises NotDurable.
+
+        The commit is not the caller's affair: a sender that hangs up, and a caller that is cancelled, do not undo it.
+        """
+        waiting = Waiting(Row(str(raw.id), queue, raw.pack()), self._loop.create_future())
+        if self._breaker.is_open:
+            self._to_spool(waiting)
+        else:
+            self._to_redis(waiting)
+        await waiting.done
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests go straight to the spool."""
+        return self._breaker.is_open
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait for the next group."""
+        return bool(self._gathering)
+
+    async def ready(self) -> str | None:
+        """How a request could be made durable now, in a word or two; None: not at all."""
+        redis = await self._inbox.ready()
+        if redis and not self.is_open:
+            return "ready"
+        with suppress(TimeoutError):
+            if await asyncio.wait_for(self._spool.ready(), SPOOL_PATIENCE):
+                return "ready: spooling"
+        return "ready" if redis else None
+
+    # --- Redis -----------------------------------------------------------------------------------------------
+
+    def _to_redis(self, waiting: Waiting) -> None:
+        self._at_redis.join(waiting)
+        self._gathering.append(waiting)
+        self._arrived.set()
+
+    async def _flush(self) -> None:
+        while True:
+            await self._arrived.wait()
+            if group := self._next_group():
+                await self._commit(group)
+
+    def _next_group(self) -> list[Waiting]:
+        group: list[Waiting] = []
+        size = 0
+        while self._gathering and len(group) < GROUP and size < GROUP_BYTES:
+            waiting = self._gathering.popleft()
+            group.append(waiting)
+            size += len(waiting.row.packed)
+        if not self._gathering:
+            self._arrived.clear()
+        return group
+
+    async def _commit(self, group: list[Waiting]) -> None:
+        try:
+            await self._inbox.put([waiting.row for waiting in group])
+        except Exception as error:  # noqa: BLE001  whatever it is, a flusher that ends takes the receiver with it
+            self.failed(reason_of(error))
+            return
+        for waiting in group:
+            waiting.settle()
+
+    def failed(self, reason: str) -> None:
+        """Redis did not take a write: nobody waits for it any longer."""
+        self._change(self._breaker.failed(reason, self._loop.time()))
+        self._gathering.clear()
+        for waiting in self._at_redis.take():
+            if waiting.turned_away:
+                waiting.settle(f"redis: {reason}")
+            else:
+                waiting.turned_away = True
+                self._to_spool(waiting)
+
+    # --- the spool -------------------------------------------------------------------------------------------
+
+    def _to_spool(self, waiting: Waiting) -> None:
+        if self._spool_hangs:
+            self._not_spooled(waiting, "spool: silent")
+            return
+        self._at_spool.join(waiting)
+        self._spool.take(waiting)
+
+    def _spooled(self, batch: list[Waiting], failure: str | None) -> None:
+        """The spool's report."""
+        self._spool_hangs = False
+        for waiting in batch:
+            if failure is None:
+                waiting.settle()
+            elif not waiting.settled and waiting.line is self._at_spool:
+                self._not_spooled(waiting, failure)
+
+    def _spool_is_silent(self) -> None:
+        """The disk hangs: until it says something, nobody else is sent to it."""
+        self._spool_hangs = True
+        log.error("action=spool-failed error=silent")
+        for waiting in self._at_spool.take():
+            self._not_spooled(waiting, "spool: silent")
+
+    def _not_spooled(self, waiting: Waiting, failure: str) -> None:
+        """Whom Redis has not turned away has one chance left, though it is not expected to be one."""
+        if waiting.turned_away:
+            waiting.settle(failure)
+        else:
+            waiting.turned_away = True
+            self._to_redis(waiting)
+
+    # --- the breaker -----------------------------------------------------------------------------------------
+
+    async def _look_after_redis(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            was_open = self.is_open
+            await self._look()
+            if was_open and not self.is_open:
+                await self._check_promise()
+
+    async def _look(self) -> None:
+        """Opens the breaker before a request has to find out, and closes it."""
+        if self.is_open and not await self._inbox.ready():
+            return
+        try:
+            memory = await self._inbox.memory()
+        except Exception as error:  # noqa: BLE001  nor may the one end who closes the breaker
+            self.failed(reason_of(error))
+        else:
+            self._change(self._breaker.well(memory, self._loop.time()))
+
+    def _change(self, breaker: Breaker) -> None:
+        before, self._breaker = self._breaker, breaker
+        if breaker == before:
+            return
+        if breaker.is_open:
+            log.warning("action=breaker state=open reason=%s", breaker.reason)
+        else:
+            seconds = breaker.since - before.since
+            log.warning("action=breaker state=closed reason=%s seconds=%.1f", before.reason, seconds)
+
+    async def _check_promise(self) -> None:
+        for name, value in (await self._inbox.undurable()).items():
+            log.error("action=start REDIS IS NOT DURABLE: %s is %r; a 2xx may be lost", name, value)

@@ -1,0 +1,99 @@
+"""A request on its way to a disk: what is kept of it, and who waits for it where.
+
+Knows neither Redis nor the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+GROUP: Final = 64
+"""Requests that go to Redis together, at most."""
+GROUP_BYTES: Final = 4 * 1024 * 1024
+"""A group that has reached this size takes nobody more: sixty-four of the largest bodies take longer than we have."""
+
+
+class Row(NamedTuple):
+    """One request as it is kept, in the inbox and in the spool."""
+
+    id: str
+    queue: str
+    packed: bytes
+
+
+class NotDurable(Exception):
+    """The request could not be made durable in time; whether some disk has it all the same is not known."""
+
+
+class Waiting:
+    """A row, and the request that waits until it is on a disk."""
+
+    __slots__ = ("done", "line", "row", "settled", "since", "turned_away")
+
+    def __init__(self, row: Row, done: asyncio.Future[None]) -> None:
+        self.row = row
+        self.done = done
+        self.settled = False
+        """Not the same as `done.done()`: a request that was cancelled is still to be kept."""
+        self.turned_away = False
+        """One of the two places could not take it; the other one is the last."""
+        self.line: Line | None = None
+        self.since = 0.0
+
+    def settle(self, failure: str | None = None) -> None:
+        """Tells who waits, once: what two places took was kept by the first one that says so."""
+        if self.settled:
+            return
+        self.settled = True
+        if self.done.done():
+            return
+        if failure is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(NotDurable(failure))
+
+
+class Line:
+    """Who waits at one place, in order of arrival. It has one timer, and that only while somebody waits.
+
+    `overdue` is called when the first one has waited longer than `patience`; it is to take everybody out.
+    """
+
+    def __init__(self, patience: float, overdue: Callable[[], None]) -> None:
+        self._patience = patience
+        self._overdue = overdue
+        self._loop = asyncio.get_running_loop()
+        self._members: deque[Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, waiting: Waiting) -> None:
+        """To the end. Whoever joins another line, or is settled, has left this one."""
+        waiting.line = self
+        waiting.since = self._loop.time()
+        self._members.append(waiting)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._patience, self._look)
+
+    def take(self) -> list[Waiting]:
+        """Everybody who still waits here; the line is empty afterwards."""
+        here = [waiting for waiting in self._members if self._holds(waiting)]
+        self._members.clear()
+        return here
+
+    def __bool__(self) -> bool:
+        return any(map(self._holds, self._members))
+
+    def _holds(self, waiting: Waiting) -> bool:
+        return waiting.line is self and not waiting.settled
+
+    def _look(self) -> None:
+        self._timer = None
+        while self._members and not self._holds(self._members[0]):
+            self._members.popleft()
+        if self._members and self._members[0].since + self._patience <= self._loop.time():
+            self._overdue()
+        if self._members and self._timer is None:
+            self._timer = self._loop.call_at(self._members[0].since + self._patience, self._look)
