@@ -7,16 +7,19 @@ import gzip
 import logging
 import socket
 import struct
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from serving import free_port, listening, serving, silent_server
+from serving import free_port, listening, serving, silence, silent_server
 from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,12 +27,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from schemas.endpoints import Endpoint
-from workers import calls
-from workers.calls import Cache, Caller, api_base, oauth_client, retry_after
+from workers import calls, wire
+from workers.calls import Cache, Caller, api_base, oauth_client
 from workers.database import engine as make_engine
 from workers.errors import (
+    Again,
     CredentialsMissing,
     CredentialsRefused,
+    DatabaseTrouble,
     DeliveryError,
     ProviderUnavailable,
     Refused,
@@ -39,6 +44,7 @@ from workers.provider import Auth, Call, OAuth, Provider
 from workers.registry import discover
 from workers.seal import Seal
 from workers.tokens import Token, Tokens
+from workers.wire import retry_after
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 KEY = "k3y/of the venue"
@@ -194,11 +200,13 @@ FATES = {
     408: ProviderUnavailable,
     410: Refused,
     422: Refused,
+    421: ProviderUnavailable,
+    423: ProviderUnavailable,
     425: ProviderUnavailable,
     429: Throttled,
     500: ProviderUnavailable,
     502: ProviderUnavailable,
-    503: Throttled,
+    503: ProviderUnavailable,
     504: ProviderUnavailable,
 }
 
@@ -208,21 +216,29 @@ FATES = {
     "body", [b'{"message": "Ewa Lis"}', b"<html>Ewa Lis</html>", b""], ids=["json", "html", "none"]
 )
 def test_a_status_has_a_fate(status: int, body: bytes, caller: Caller, api: Api) -> None:
-    """Whatever stands in the body; the error names the call and the status, and nothing that was said."""
+    """Whatever stands in the body, but for a page where the API would refuse: that is a proxy's word, and passes.
+
+    The error names the call and the status, and nothing that was said.
+    """
     api.will(Response(body, status))
     with pytest.raises(DeliveryError) as error:
         caller(READ)
-    assert type(error.value) is FATES[status]
-    assert str(error.value) == f"session: answered {status}"
+    page = FATES[status] is Refused and b"html" in body
+    assert type(error.value) is (ProviderUnavailable if page else FATES[status])
+    assert str(error.value) == f"session: answered {status}" + (" with a page" if page else "")
 
 
 def test_a_status_that_the_call_accepts_is_an_answer(caller: Caller, api: Api) -> None:
     """For it the status is enough: what a 404 says in words interests nobody."""
     call = Call(name="slot", path="/slots/7", auth=Auth.BEARER_KEY, accepts=frozenset({404}))
-    for body in (b'{"error": "not found"}', b"<html>not found</html>", b""):
+    for body in (b'{"error": "not found"}', b"not found", b""):
         api.will(Response(body, 404))
         answer = caller(call)
         assert (answer.status, answer.body, answer.ok) == (404, None, False)
+    for page in (b"<html>not found</html>", b"\n <!DOCTYPE html><title>nginx</title>"):
+        api.will(Response(page, 404))
+        with pytest.raises(ProviderUnavailable, match="slot: answered 404 with a page"):
+            caller(call)
     api.will(Response(b"", 410))
     with pytest.raises(Refused):
         caller(call)
@@ -242,11 +258,12 @@ def test_a_status_that_the_call_accepts_is_an_answer(caller: Caller, api: Api) -
 def test_a_provider_says_when_to_come_back(
     status: int, wish: str | None, after: timedelta | None, caller: Caller, api: Api
 ) -> None:
-    """In seconds or as a date."""
+    """In seconds or as a date; a 503 that names no time is a server in trouble like any other."""
     api.will(Response(b"slow down", status, headers={"Retry-After": wish} if wish is not None else {}))
-    with pytest.raises(Throttled) as error:
+    with pytest.raises(Again) as error:
         caller(READ)
     assert error.value.after == after
+    assert type(error.value) is (ProviderUnavailable if (status, wish) == (503, None) else Throttled)
 
 
 @pytest.mark.parametrize(
@@ -348,12 +365,171 @@ def drip(connection: socket.socket) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("manner", [cut_short, reset, no_http, nothing, not_gzip, drip], ids=lambda one: one.__name__)
+def drip_head(connection: socket.socket) -> None:
+    """The same before the body: a header line now and then, for ever."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        connection.sendall(b"x-more: 1\r\n")
+        time.sleep(0.02)
+
+
+def drip_promises(connection: socket.socket) -> None:
+    """The answer is always about to come."""
+    connection.recv(65536)
+    while True:
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        time.sleep(0.02)
+
+
+def endless_head(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nx-more: ")
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+def chunk_cut(connection: socket.socket) -> None:
+    """What came of it would even be JSON."""
+    connection.recv(65536)
+    connection.sendall(head("Transfer-Encoding: chunked") + b"9\r\n" + b'{"id": 7}\r\n')
+
+
+def length_cut(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(head("Content-Length: 10") + b'{"id": 7}')
+
+
+def half_gzip(connection: socket.socket) -> None:
+    """A packed body without its second half, and nothing that says how long it was."""
+    connection.recv(65536)
+    connection.sendall(head("Content-Encoding: gzip", "Connection: close") + gzip.compress(b'{"id": 7}')[:-12])
+
+
+def no_length(connection: socket.socket) -> None:
+    """The end of the connection is the end of the body, so only the JSON shows that it was cut."""
+    connection.recv(65536)
+    connection.sendall(head("Connection: close") + b'{"id": 7')
+
+
+MANNERS = [
+    *(cut_short, reset, no_http, nothing, not_gzip, half_gzip, chunk_cut, length_cut, no_length),
+    *(drip, drip_head, drip_promises, endless_head),
+]
+
+
+@pytest.mark.parametrize("manner", MANNERS, ids=lambda one: one.__name__)
 def test_a_connection_that_fails(manner: Callable[[socket.socket], None], caller: Caller) -> None:
-    """Whatever the network does, the call comes back later."""
+    """Whatever the network does, the call comes back later, and soon enough."""
+    begin = time.monotonic()
     with listening(manner) as port, pytest.raises(ProviderUnavailable) as error:
-        towards(caller, f"http://127.0.0.1:{port}", longest=timedelta(seconds=0.2))(READ)
+        towards(caller, f"http://127.0.0.1:{port}", longest=timedelta(seconds=0.3))(READ)
     assert str(error.value).startswith("session: ")
+    assert time.monotonic() - begin < 3
+    if manner.__name__.startswith("drip"):
+        assert str(error.value) == "session: the answer took longer than 0.3 s"
+
+
+@pytest.mark.parametrize("manner", [no_http, silence, nothing], ids=lambda one: one.__name__)
+def test_tls_that_fails(manner: Callable[[socket.socket], None], caller: Caller) -> None:
+    """Also when the handshake never ends."""
+    begin = time.monotonic()
+    with listening(manner) as port, pytest.raises(ProviderUnavailable):
+        towards(caller, f"https://127.0.0.1:{port}", longest=timedelta(seconds=0.3))(READ)
+    assert time.monotonic() - begin < 3
+
+
+def test_a_name_that_nobody_answers_for(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's resolver takes up to half a minute; we do not."""
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(20) and [])
+    begin = time.monotonic()
+    try:
+        with pytest.raises(ProviderUnavailable, match=r"session: the answer took longer than 0\.2 s"):
+            towards(caller, "http://api.example.org", longest=timedelta(seconds=0.2))(READ)
+    finally:
+        answered.set()
+    assert time.monotonic() - begin < 3
+
+
+def test_the_time_for_an_answer_is_that_of_all_its_parts(caller: Caller, api: Api, http: httpx.Client) -> None:
+    """An outer limit holds for whatever is asked inside of it."""
+    begin = time.monotonic()
+    with (
+        silent_server() as port,
+        wire.within(timedelta(seconds=0.3)),
+        pytest.raises(ProviderUnavailable, match=r"longer than 0\.3 s"),
+    ):
+        towards(caller, f"http://127.0.0.1:{port}")(READ)
+    assert time.monotonic() - begin < 3
+
+
+# --- kept connections ----------------------------------------------------------------------------------------
+
+OK = head("Content-Length: 2") + b"[]"
+
+
+@dataclass
+class Keeps:
+    """A server that keeps each connection for one answer, and closes it when the next request is on its way."""
+
+    requests: list[bytes] = field(default_factory=list)
+
+    def __call__(self, connection: socket.socket) -> None:
+        for answer in (OK, b""):
+            self.requests.append(connection.recv(65536))
+            connection.sendall(answer)
+
+
+def test_a_connection_that_the_server_just_closed_is_no_failure(caller: Caller) -> None:
+    """A GET goes out again, on a connection of its own."""
+    server = Keeps()
+    with listening(server) as port, calls.client() as own:
+        asks = towards(caller, f"http://127.0.0.1:{port}", http=own)
+        assert [asks(READ).body, asks(READ).body] == [[], []]
+    assert len([request for request in server.requests if request]) == 3
+
+
+def test_what_may_have_been_done_is_not_sent_twice(caller: Caller) -> None:
+    """Nobody knows whether a POST arrived; it comes back with the next attempt."""
+    server = Keeps()
+    tell = Call(name="acknowledge", method="POST", path="/message/7", auth=Auth.BEARER_KEY)
+    with listening(server) as port, calls.client() as own:
+        asks = towards(caller, f"http://127.0.0.1:{port}", http=own)
+        asks(READ)
+        with pytest.raises(ProviderUnavailable, match="acknowledge: RemoteProtocolError"):
+            asks(tell)
+    assert len([request for request in server.requests if request.startswith(b"POST")]) == 1
+
+
+def test_a_new_connection_that_is_closed_is_a_failure(caller: Caller) -> None:
+    """Asked once, not twice."""
+    requests = list[bytes]()
+    with listening(lambda one: requests.append(one.recv(65536))) as port, pytest.raises(ProviderUnavailable):
+        towards(caller, f"http://127.0.0.1:{port}")(READ)
+    assert len(requests) == 1
+
+
+def test_an_endpoints_cookies_are_not_anothers(caller: Caller, api: Api) -> None:
+    """Two venues share a provider's host, and one client."""
+    api.will(JSONResponse([], headers={"set-cookie": "session=s3ss10n; Path=/"}), JSONResponse([]))
+    caller(READ)
+    caller(READ)
+    assert [request.headers.get("cookie") for request in api.asked] == [None, None]
+
+
+def test_sixteen_threads_ask_at_the_same_time(caller: Caller) -> None:
+    """With one client: the server answers nobody before all have asked."""
+    together = threading.Barrier(16)
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        together.wait(10)
+        connection.sendall(OK)
+
+    with listening(answer) as port, ThreadPoolExecutor(16) as pool, calls.client() as own:
+        asks = towards(caller, f"http://127.0.0.1:{port}", http=own)
+        assert list(pool.map(lambda _: asks(READ).status, range(16))) == [200] * 16
 
 
 def test_a_server_that_never_answers(caller: Caller) -> None:
@@ -366,9 +542,9 @@ def test_a_server_that_never_answers(caller: Caller) -> None:
 
 
 def test_the_clients_own_patience(http: httpx.Client) -> None:
-    """Well inside of the 45 seconds that a task has."""
-    assert http.timeout == httpx.Timeout(10.0, connect=3.0)
-    assert calls.LONGEST + timedelta(seconds=13) < timedelta(seconds=45)
+    """Well inside of the 12 seconds that a delivery may go on asking."""
+    assert http.timeout == httpx.Timeout(5.0, connect=2.0)
+    assert wire.LONGEST.total_seconds() == 10
     assert not http.follow_redirects
 
 
@@ -400,6 +576,82 @@ def test_a_huge_answer_is_not_read_to_its_end(answer: Callable[[], Response], ca
     api.will(answer())
     with pytest.raises(ProviderUnavailable, match="answered more than 8388608 bytes"):
         caller(READ)
+
+
+# --- what a circuit learns of it -------------------------------------------------------------------------------
+
+
+@dataclass
+class Heard:
+    """What a circuit is told."""
+
+    told: list[Any] = field(default_factory=list)
+
+    def check(self, endpoint: str) -> None:
+        self.told.append("asked")
+
+    def succeeded(self, endpoint: str) -> None:
+        self.told.append("there")
+
+    def failed(self, endpoint: str, wish: timedelta | None = None) -> None:
+        self.told.append("away" if wish is None else wish)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (JSONResponse({"id": 7}), "there"),
+        (Response(b"", 404), "there"),
+        (Response(b"", 400), "there"),
+        (Response(b"", 401), "there"),
+        (Response(b"", 500), "away"),
+        (Response(b"", 502), "away"),
+        (Response(b"", 503), "away"),
+        (Response(b"", 503, headers={"retry-after": "7"}), timedelta(seconds=7)),
+        (Response(b"", 429, headers={"retry-after": "7"}), timedelta(seconds=7)),
+        (Response(b"", 429), None),
+        (Response(b"<html>", 200), "away"),
+        (Response(b"", 200), "away"),
+        (Response(b"<html>", 404), "away"),
+    ],
+)
+def test_what_a_circuit_learns(answer: Response, told: Any, caller: Caller, api: Api) -> None:
+    """Whether the API is there, which is another question than whether it likes what we ask."""
+    heard = Heard()
+    api.will(answer)
+    with suppress(DeliveryError):
+        replace(caller, circuits=heard)(READ)
+    assert heard.told == ["asked", *([told] if told is not None else [])]
+
+
+@pytest.mark.parametrize("manner", [nothing, drip, cut_short], ids=lambda one: one.__name__)
+def test_a_circuit_learns_of_what_is_no_answer(manner: Callable[[socket.socket], None], caller: Caller) -> None:
+    heard = Heard()
+    with listening(manner) as port:
+        asks = towards(caller, f"http://127.0.0.1:{port}", longest=timedelta(seconds=0.2), circuits=heard)
+        with pytest.raises(ProviderUnavailable):
+            asks(READ)
+    assert heard.told == ["asked", "away"]
+
+
+def test_what_is_not_the_apis_fault_says_nothing(caller: Caller, api: Api) -> None:
+    """Credentials that are not set, and a database that does not tell the token."""
+    heard = Heard()
+    api.will()
+    with pytest.raises(CredentialsMissing):
+        towards(caller, api.url, secrets={}, circuits=heard)(READ)
+    with pytest.raises(DatabaseTrouble, match="postgres: OperationalError"):
+        replace(caller, circuits=heard)(OAUTH)
+    assert heard.told == ["asked", "asked"]
+    assert api.asked == []
+
+
+def test_a_cached_answer_asks_no_circuit(caller: Caller, api: Api) -> None:
+    heard = Heard()
+    api.will(JSONResponse([1]))
+    caller(ROOMS)
+    assert replace(caller, circuits=heard)(ROOMS).body == [1]
+    assert heard.told == []
 
 
 # --- what is never shown -------------------------------------------------------------------------------------
@@ -593,7 +845,9 @@ def test_a_message_that_is_gone_costs_no_refresh(logged_in: Caller, api: Api) ->
         (Response(b"<html>", 502), ProviderUnavailable),
         (Response(b"<html>", 200), ProviderUnavailable),
         (Response(b"{}", 503), ProviderUnavailable),
-        (Response(b"{}", 429), ProviderUnavailable),
+        (Response(b"<html>", 503, headers={"retry-after": "7"}), Throttled),
+        (Response(b"{}", 429), Throttled),
+        (Response(b"", 302, headers={"location": "/elsewhere"}), ProviderUnavailable),
         (Response(b"{}", 200), ProviderUnavailable),
         (JSONResponse({"access_token": 5}), ProviderUnavailable),
         (JSONResponse(["access_token"]), ProviderUnavailable),
@@ -615,6 +869,33 @@ def test_a_refresh_that_fails(
     assert (kept.access_token, kept.refresh_token) == ("old-t0ken", "renew-1")
     visible = shown(error.value) + caplog.text + repr(logged_in)
     assert not [secret for secret in ("old-t0ken", "renew-1", "s3cret") if secret in visible]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_token_endpoint_says_when_to_come_back(status: int, logged_in: Caller, api: Api) -> None:
+    heard = Heard()
+    api.will(JSONResponse({}, 401), Response(b"slow down", status, headers={"retry-after": "37"}))
+    with pytest.raises(Throttled, match=f"token endpoint: answered {status}") as error:
+        replace(logged_in, circuits=heard)(OAUTH)
+    assert error.value.after == timedelta(seconds=37)
+    assert heard.told == ["asked", timedelta(seconds=37)]
+
+
+def test_a_token_endpoint_that_is_away_is_an_api_that_is_away(logged_in: Caller, api: Api) -> None:
+    """Without a token there is nothing to ask for."""
+    heard = Heard()
+    api.will(JSONResponse({}, 401), Response(b"", 502))
+    with pytest.raises(ProviderUnavailable, match="token endpoint: answered 502"):
+        replace(logged_in, circuits=heard)(OAUTH)
+    assert heard.told == ["asked", "away"]
+
+
+def test_a_token_is_not_renewed_in_a_hurry(logged_in: Caller, api: Api) -> None:
+    """An answer that is cut off takes the only refresh token with it."""
+    api.will(JSONResponse({}, 401))
+    with pytest.raises(ProviderUnavailable, match="no time left to renew"):
+        replace(logged_in, longest=timedelta(seconds=4))(OAUTH)
+    assert len(api.asked) == 1
 
 
 def test_a_pasted_access_token(caller: Caller, api: Api) -> None:

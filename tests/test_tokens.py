@@ -13,12 +13,13 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from random import Random
 from threading import Barrier as ThreadBarrier
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
 from serving import free_port, serving
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.delivery import now
@@ -29,10 +30,17 @@ from simulators.lockme import Lockme
 from simulators.server import build, mount_path
 from workers.calls import client, oauth_client
 from workers.database import engine as make_engine
-from workers.errors import CredentialsMissing, CredentialsRefused, ProviderUnavailable
+from workers.database import sqlalchemy_url
+from workers.errors import (
+    CredentialsMissing,
+    CredentialsRefused,
+    DatabaseTrouble,
+    DeliveryError,
+    ProviderUnavailable,
+)
 from workers.registry import discover
 from workers.seal import Seal, Unsealable
-from workers.tokens import EARLY, BadToken, OAuthClient, Token, Tokens, read_token
+from workers.tokens import EARLY, PATIENCE, BadToken, OAuthClient, Token, Tokens, read_token
 
 SECRET = "the secret of this installation"
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -167,6 +175,121 @@ def test_what_cannot_be_renewed_says_so(engine: Engine) -> None:
     tokens.keep("vault", Token(access_token="old", expires_at=NOW))
     with pytest.raises(CredentialsRefused, match="nothing renews it; log in again"):
         tokens.fresh("vault", None, never)
+
+
+# --- trouble of the database ---------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_away_parks_nothing() -> None:
+    """What waits for a token comes back."""
+    away = tokens_of(make_engine("postgresql://nobody@127.0.0.1:1/none"))
+    with pytest.raises(DatabaseTrouble, match=r"^postgres: OperationalError$"):
+        away.fresh("vault", None, never)
+
+
+def test_a_database_that_is_not_ready_parks_nothing(engine: Engine) -> None:
+    """Nor does one that has not been migrated yet."""
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE tokens"))
+    with pytest.raises(DatabaseTrouble, match=r"^postgres: UndefinedTable$"):
+        tokens_of(engine).fresh("vault", None, never)
+
+
+def hang_up(engine: Engine) -> None:
+    """PostgreSQL drops everybody else."""
+    with engine.connect() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+
+def test_a_token_that_could_not_be_kept_is_not_lost(engine: Engine, database_url: str) -> None:
+    """The old refresh token is spent by then: the new one is kept as soon as PostgreSQL is back."""
+    tokens, other = tokens_of(engine), make_engine(database_url)
+    tokens.keep("vault", Token(access_token="old", refresh_token="once", expires_at=NOW))
+    traded: list[str] = []
+
+    def renew(refresh_token: str) -> Token:
+        traded.append(refresh_token)
+        hang_up(other)
+        return renewed()
+
+    with pytest.raises(DatabaseTrouble):
+        tokens.fresh("vault", None, renew)
+    other.dispose()
+    assert tokens_of(engine).get("vault") == Token(access_token="old", refresh_token="once", expires_at=NOW)
+    assert tokens.fresh("vault", None, renew) == renewed()
+    assert traded == ["once"]
+    assert tokens_of(engine).get("vault") == renewed()
+
+
+def test_a_token_that_could_not_be_kept_gives_way_to_a_newer_one(engine: Engine, database_url: str) -> None:
+    """A person has logged in meanwhile."""
+    tokens, other = tokens_of(engine), make_engine(database_url)
+    tokens.keep("vault", Token(access_token="old", refresh_token="once", expires_at=NOW))
+    with pytest.raises(DatabaseTrouble):
+        tokens.fresh("vault", None, lambda refresh_token: hang_up(other) or renewed())  # type: ignore[func-returns-value]
+    other.dispose()
+    tokens.keep("vault", Token(access_token="a person's", refresh_token="a person's", expires_at=NOW))
+    again = Token(access_token="newest", refresh_token="newest", expires_at=NOW + HOUR)
+    assert tokens.fresh("vault", None, {"a person's": again}.__getitem__) == again
+
+
+def test_another_workers_renewal_is_not_waited_for_without_end(engine: Engine) -> None:
+    """The token endpoint hangs, and it is the other worker that finds out."""
+    tokens = tokens_of(engine)
+    tokens.keep("vault", Token(access_token="old", refresh_token="once", expires_at=NOW))
+    begin = time.monotonic()
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1 FROM tokens FOR UPDATE"))
+        with pytest.raises(ProviderUnavailable, match="another worker is renewing the token"):
+            tokens.fresh("vault", None, never)
+    assert PATIENCE.total_seconds() <= time.monotonic() - begin < 8
+
+
+# --- threads of one process ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(database_url: str) -> Iterator[Engine]:
+    """A pool of two, where a thread that finds none does not wait for long."""
+    made = create_engine(sqlalchemy_url(database_url), pool_size=2, max_overflow=0, pool_timeout=2)
+    yield made
+    made.dispose()
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_sixteen_threads_share_one_renewal(ends: str, narrow: Engine) -> None:
+    """One connection and one question; what came of it is for all, also when it is an error."""
+    tokens = tokens_of(narrow)
+    tokens.keep("vault", Token(access_token="old", refresh_token="once", expires_at=NOW))
+    traded: list[str] = []
+    gate, asked = ThreadBarrier(16), Event()
+
+    def renew(refresh_token: str) -> Token:
+        traded.append(refresh_token)
+        asked.wait(3)  # longer than the pool has patience
+        if ends == "badly":
+            raise ProviderUnavailable("token endpoint: ReadTimeout")
+        return renewed()
+
+    def one() -> Token | DeliveryError:
+        gate.wait(10)
+        try:
+            return tokens.fresh("vault", None, renew)
+        except DeliveryError as error:
+            return error
+
+    with ThreadPoolExecutor(16) as pool:
+        found = [future.result(20) for future in [pool.submit(one) for _ in range(16)]]
+    assert traded == ["once"]
+    if ends == "well":
+        assert found == [renewed()] * 16
+    else:
+        assert [str(one) for one in found] == ["token endpoint: ReadTimeout"] * 16
 
 
 # --- what is pasted ------------------------------------------------------------------------------------------

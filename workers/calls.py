@@ -6,14 +6,12 @@ Keys and tokens are filled in here and shown nowhere: an error names the call, n
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 import httpx
@@ -29,23 +27,21 @@ from workers.errors import (
 )
 from workers.provider import Answer, Auth, Call, Provider
 from workers.reading import storable
-from workers.tokens import NO_ANSWER, OAuthClient, Token, Tokens
+from workers.tokens import OAuthClient, Token, Tokens
+from workers.wire import LATER, LONGEST, NO_ANSWER, NoAnswer, Reply, ask, client, retry_after, seconds_left, within
 
-TIMEOUT: Final = httpx.Timeout(10.0, connect=3.0)
-LARGEST: Final = 8 * 1024 * 1024
-"""Bytes of an answer that we read."""
-LONGEST: Final = timedelta(seconds=30)
-"""The time for one answer as a whole: one that drips in never meets the timeout of a single read."""
+__all__ = ["Cache", "Caller", "Circuits", "api_base", "client", "oauth_client"]
+
+RENEWING: Final = timedelta(seconds=5)
+"""A token is not renewed with less time left: an answer that is cut off there takes the only refresh token with it."""
 
 
-def client() -> httpx.Client:
-    """One HTTP client for a worker process: connections are kept, redirects with our keys are not followed.
+class Circuits(Protocol):
+    """What is known about APIs that are away; `workers.circuit.Circuits` says what each does."""
 
-    It keeps silent in the log: what it would say there holds whole URLs, and with them the keys of some providers.
-    """
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers={"user-agent": "reservoir"})
+    def check(self, endpoint: str) -> None: ...
+    def succeeded(self, endpoint: str) -> None: ...
+    def failed(self, endpoint: str, wish: timedelta | None = None) -> None: ...
 
 
 def api_base(provider: Provider, endpoint: Endpoint) -> str | None:
@@ -69,7 +65,8 @@ def oauth_client(provider: Provider, endpoint: Endpoint, secrets: Mapping[str, s
 
 @dataclass
 class Cache:
-    """Answers that may serve other deliveries for a while; of one process."""
+    """Answers that may serve other deliveries for a while; of one process and its threads, so each step is one step
+    of the dict: two threads that miss both ask, and either answer may stay."""
 
     _kept: dict[tuple[str, str], tuple[float, Answer]] = field(default_factory=dict)
 
@@ -98,21 +95,47 @@ class Caller:
     tokens: Tokens
     cache: Cache
     clock: Callable[[], datetime]
+    circuits: Circuits | None = None
+    """Without them every API counts as there."""
     longest: timedelta = LONGEST
+    """For a call with all that belongs to it: a token's renewal, and the asking again."""
 
     def __call__(self, call: Call) -> Answer:
         """The answer: a 2xx, or a status that the call accepts.
 
-        Raises ProviderUnavailable (no answer, 5xx, no JSON), Throttled (429, 503), CredentialsMissing and
-        CredentialsRefused (401, also after a refresh; 403), Refused (any other status).
+        Raises ProviderUnavailable (not asked, no answer, 5xx, no JSON), Throttled (429; 503 that names a time),
+        CredentialsMissing and CredentialsRefused (401, also after a refresh; 403), DatabaseTrouble (the token cannot
+        be read), Refused (any other status).
         """
         kept = self.cache.get(self.endpoint.name, call)
         if kept is not None:
             return kept
+        if self.circuits is not None:
+            self.circuits.check(self.endpoint.name)
         asked = self.clock()  # what changes while we read the answer may not be in it
-        answer = self._answer(call, self._performed(call), asked)
+        try:
+            with within(self.longest):
+                answer = self._answer(call, self._performed(call), asked)
+        except DeliveryError as error:
+            self._learn(error)
+            raise
+        self._learn(None)
         self.cache.put(self.endpoint.name, call, answer)
         return answer
+
+    def _learn(self, error: DeliveryError | None) -> None:
+        """What a call's end says about the API: a refusal is an answer too, and trouble of our own says nothing."""
+        if self.circuits is None:
+            return
+        match error:
+            case None | CredentialsRefused() | Refused():
+                self.circuits.succeeded(self.endpoint.name)
+            case Throttled(after=timedelta() as wish):
+                self.circuits.failed(self.endpoint.name, wish)
+            case ProviderUnavailable():
+                self.circuits.failed(self.endpoint.name)
+            case _:
+                pass
 
     # --- asking ---
 
@@ -136,21 +159,17 @@ class Caller:
         def renew(refresh_token: str) -> Token:
             if application is None:
                 raise CredentialsMissing("the token has ended; renewing it takes CLIENT_ID and CLIENT_SECRET")
+            if seconds_left() < RENEWING.total_seconds():
+                raise ProviderUnavailable("there was no time left to renew the token")
             return application.refresh(self.http, refresh_token, self.clock())
 
         return self.tokens.fresh(self.endpoint.name, refused, renew)
 
     def _send(self, call: Call, token: Token | None) -> Reply:
         try:
-            request, auth = self._request(call, token), self._basic(call) or httpx.USE_CLIENT_DEFAULT
-            response = self.http.send(request, auth=auth, stream=True)
-            try:
-                return self._whole(call, response)
-            finally:
-                response.close()
-        except NO_ANSWER as error:
-            # `from None`: the chained exception holds the request, and with it the URL and the headers.
-            raise ProviderUnavailable(f"{call.name}: {type(error).__name__}") from None
+            return ask(self.http, self._request(call, token), auth=self._basic(call), longest=self.longest)
+        except NoAnswer as error:
+            raise ProviderUnavailable(f"{call.name}: {error}") from None
 
     def _request(self, call: Call, token: Token | None) -> httpx.Request:
         base = api_base(self.provider, self.endpoint)
@@ -163,7 +182,10 @@ class Caller:
             bearer = self._secret("api_key")
         # As bytes: a letter that no header holds, a slip in the pasting, is the provider's to refuse.
         headers = [(b"authorization", f"Bearer {bearer}".encode())] if bearer is not None else []
-        return self.http.build_request(call.method, base + path, params=dict(call.params) or None, headers=headers)
+        try:
+            return self.http.build_request(call.method, base + path, params=dict(call.params) or None, headers=headers)
+        except NO_ANSWER as error:
+            raise ProviderUnavailable(f"{call.name}: {type(error).__name__}") from None
 
     def _basic(self, call: Call) -> httpx.BasicAuth | None:
         if call.auth is Auth.BASIC_EMPTY_USER:
@@ -179,34 +201,27 @@ class Caller:
 
     # --- reading the answer ---
 
-    def _whole(self, call: Call, response: httpx.Response) -> Reply:
-        """The response with its body read, within limits of size and time. Raises ProviderUnavailable."""
-        until = time.monotonic() + self.longest.total_seconds()
-        read = bytearray()
-        for chunk in response.iter_bytes():
-            read += chunk
-            if len(read) > LARGEST:
-                raise ProviderUnavailable(f"{call.name}: answered more than {LARGEST} bytes")
-            if time.monotonic() > until:
-                raise ProviderUnavailable(
-                    f"{call.name}: the answer took longer than {self.longest.total_seconds():g} s"
-                )
-        return Reply(response.status_code, response.headers, bytes(read))
-
     def _answer(self, call: Call, reply: Reply, asked: datetime) -> Answer:
         if not 200 <= reply.status < 300 and reply.status not in call.accepts:
             raise self._failure(call, reply)
+        if reply.status >= 400 and reply.is_page:
+            raise self._page(call, reply)  # a message is gone when the API says so, not the server in front of it
         return Answer(status=reply.status, body=_document(call, reply), at=asked)
 
     def _failure(self, call: Call, reply: Reply) -> DeliveryError:
         said = f"{call.name}: answered {reply.status}"
-        if reply.status in (429, 503):
-            return Throttled(said, after=retry_after(reply.headers.get("retry-after"), self.clock()))
+        wish = retry_after(reply.headers.get("retry-after"), self.clock())
+        if reply.status == 429 or (reply.status == 503 and wish is not None):
+            return Throttled(said, after=wish)
         if reply.status in (401, 403):
             return CredentialsRefused(said)
-        if reply.status >= 500 or reply.status < 400 or reply.status in (408, 425):
+        if reply.status >= 500 or reply.status < 400 or reply.status in LATER:
             return ProviderUnavailable(said)
-        return Refused(said)
+        return self._page(call, reply) if reply.is_page else Refused(said)
+
+    def _page(self, call: Call, reply: Reply) -> DeliveryError:
+        """The word of whatever stands in front of the API; when that has gone, the API speaks for itself."""
+        return ProviderUnavailable(f"{call.name}: answered {reply.status} with a page")
 
 
 def _refuses_token(reply: Reply) -> bool:
@@ -230,25 +245,3 @@ def _document(call: Call, reply: Reply) -> Any:
         return storable(json.loads(reply.content))
     except (ValueError, RecursionError):
         raise ProviderUnavailable(f"{call.name}: answered {reply.status} without JSON") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back, read whole."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-
-def retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """`Retry-After` in either of its forms (seconds, HTTP date); None where it is missing or nonsense."""
-    if value is None:
-        return None
-    try:
-        if value.strip().isdigit():
-            return timedelta(seconds=int(value))
-        when = parsedate_to_datetime(value)
-        return max(timedelta(), (when if when.tzinfo else when.replace(tzinfo=UTC)) - now)
-    except (ValueError, OverflowError):
-        return None

@@ -57,7 +57,7 @@ class MessageGone(Park):
 
 
 class UnknownEndpoint(Park):
-    """No endpoint of this name is configured; add it back, then run `reservoir bookings rebuild --from-raw`."""
+    """No such endpoint is configured; add it back, then run `reservoir deliveries retry --reason unknown-endpoint`."""
 
     reason = "unknown-endpoint"
 
