@@ -7,17 +7,22 @@ import os
 from typing import Any, Final
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.signals import setup_logging
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 
 from workers.registry import discover
 
 HOUSEKEEPING: Final = "housekeeping"
-"""The queue of what belongs to no provider: the sweeper, and deliveries of endpoints that nobody configured."""
+"""The queue of deliveries that belong to no provider: their endpoint is not configured (any more)."""
+SWEEPS: Final = "sweeps"
+"""The queue of the sweeper: whatever waits in the others, it is never behind more than one message of each."""
 
 SWEEP: Final = "reservoir.sweep"
 SWEEP_SECONDS: Final = 2.0
 BROKER_PATIENCE: Final = 300
+
+REDIS_URL: Final = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 def broker_url(redis_url: str) -> str:
@@ -27,9 +32,22 @@ def broker_url(redis_url: str) -> str:
     return redis_url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=", 1)
 
 
-app = Celery("reservoir", include=["workers.tasks"])
+class _Prompt(Connection):
+    """Comes back soon after Redis: Celery's own steps grow to half a minute, in which nothing would be worked on."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        return super().ensure_connection(
+            *args, **{"interval_start": 1, "interval_step": 1, "interval_max": 2, **kwargs}
+        )
+
+
+class _Amqp(AMQP):
+    Connection = _Prompt
+
+
+app = Celery("reservoir", amqp=_Amqp, include=["workers.tasks", "workers.watch"])
 app.conf.update(
-    broker_url=broker_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")),
+    broker_url=broker_url(REDIS_URL),
     broker_transport_options={
         "visibility_timeout": BROKER_PATIENCE,
         "unacked_restore_interval": 10,
@@ -41,11 +59,15 @@ app.conf.update(
     },
     visibility_timeout=BROKER_PATIENCE,
     broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    # A full Redis still gives messages away and cannot note that it did. The worker connects anew and goes on.
+    broker_channel_error_retry=True,
     broker_pool_acquire_timeout=1.0,
     task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0.05, "interval_max": 0.1},
     # One queue per provider: an API that hangs fills its own queue only.
     task_queues=[
-        Queue(name, Exchange("reservoir", type="direct"), routing_key=name) for name in (*discover(), HOUSEKEEPING)
+        Queue(name, Exchange("reservoir", type="direct"), routing_key=name)
+        for name in (*discover(), HOUSEKEEPING, SWEEPS)
     ],
     task_default_queue=HOUSEKEEPING,
     task_create_missing_queues=False,
@@ -54,7 +76,9 @@ app.conf.update(
     task_acks_on_failure=True,
     task_acks_on_timeout=True,
     worker_prefetch_multiplier=1,
-    worker_cancel_long_running_tasks_on_connection_loss=True,
+    # A task does not need its message any more: what it does is kept in PostgreSQL, and done twice it does no harm.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_enable_prefetch_count_reduction=False,
     worker_soft_shutdown_timeout=20,
     worker_enable_soft_shutdown_on_idle=False,
     task_soft_time_limit=45,
@@ -68,13 +92,13 @@ app.conf.update(
     accept_content=["json"],
     enable_utc=True,
     timezone="UTC",
-    beat_scheduler="celery.beat:Scheduler",  # intervals only: nothing to keep on disk between starts
+    beat_scheduler="workers.beat:Beat",
     beat_max_loop_interval=5,
     beat_schedule={
         "sweep": {
             "task": SWEEP,
             "schedule": SWEEP_SECONDS,
-            "options": {"queue": HOUSEKEEPING, "expires": 5 * SWEEP_SECONDS},
+            "options": {"queue": SWEEPS, "expires": 5 * SWEEP_SECONDS},
         }
     },
 )
@@ -92,3 +116,23 @@ def log_to_stderr(loglevel: int | str | None = None, **_: Any) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(name).setLevel(logging.WARNING)  # our own lines say what became of a delivery
+    for name in {name for name, _ in NOISE}:
+        logging.getLogger(name).addFilter(_without_noise)
+
+
+NOISE: Final = {
+    ("celery.worker.request", "WorkerLostError"),
+    ("celery.worker.consumer.consumer", "Frequent restarts"),
+    ("kombu.transport.redis", "maybe_refresh_binding_expiry"),
+    ("py.warnings", "worker_cancel_long_running_tasks_on_connection_loss"),
+}
+"""Logger and words: a killed child, and what comes every second while Redis is full. The line says it all."""
+
+
+def _without_noise(record: logging.LogRecord) -> bool:
+    """Takes the traceback off such a line; a warning about a setting that we chose is no news at all."""
+    said = record.getMessage()
+    if any(record.name == name and words in said for name, words in NOISE):
+        record.exc_info = None
+        return record.name != "py.warnings"
+    return True
