@@ -231,7 +231,7 @@ def test_a_worker_whose_lease_ran_out_does_not_acknowledge_what_another_one_park
     assert world.verdict(raw.id)[0] == State.PARKED
 
     world.script.lines["/message/90000"] = message
-    assert process(slow, world.parts) == Done(state=None)
+    assert process([slow], world.parts) == {raw.id: Done(state=None)}
     assert "acknowledge" not in world.script.names
     assert world.rows() == []
 

@@ -490,3 +490,49 @@ def test_a_body_that_was_seen_before_still_counts(
     assert (row["delivery_id"], row["changed_at"]) == (requests[2].id, requests[2].received_at)
     assert [row] == folded(Story(requests, taken, {}), provider)
     assert len(world.events()) == 3
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+@by_provider
+@tried(12)
+@given(data=st.data())
+def test_a_batch_leaves_what_the_same_deliveries_leave_one_by_one(
+    shared: Engine, provider: str, data: st.DataObject
+) -> None:
+    """The same rows, events, changes and states, whatever order they are taken in, and with bad ones among them."""
+    story = data.draw(stories(provider))
+    bad = [request(VENUES[provider].name, b"{", at=NOON + timedelta(seconds=n), headers=BAD) for n in range(2)]
+    story = replace(
+        story, requests=[*story.requests, *bad], taken=data.draw(st.permutations(range(len(story.taken) + 2)))
+    )
+    size = data.draw(st.integers(2, len(story.taken)))
+
+    world = world_of(story, shared, provider)
+    for delivery_id in story.ids:
+        world.work(delivery_id)
+    one_by_one = left(world, story)
+    world.settle()
+    settled = left(world, story)
+
+    world = world_of(story, shared, provider)
+    for start in range(0, len(story.ids), size):
+        world.batch(*story.ids[start : start + size])
+    assert left(world, story) == one_by_one
+    world.settle()
+    assert left(world, story) == settled
+
+
+BAD = (("x-messageid", "no-number"),)
+OWN = frozenset({"id", "at"})
+"""Columns of a change that differ from run to run."""
+KEPT = ("state", "reason", "error", "lookup", "parser", "applied_at", "message_id", "acknowledged_at")
+
+
+def left(world: World, story: Story) -> tuple[Any, ...]:
+    """All that stands in the tables afterwards; the changes booking by booking, for a batch may turn to them in
+    another order."""
+    changes = [{name: value for name, value in row.items() if name not in OWN} for row in world.changes()]
+    states = [[getattr(world.delivery(raw.id), column) for column in KEPT] for raw in story.requests]
+    return world.rows(), world.events(), sorted(changes, key=lambda change: change["booking_id"]), states

@@ -13,7 +13,7 @@ from world import NOON, VENUES, Step, World, request, tell
 
 from schemas.delivery import State
 from workers.job import ComesBack, Done
-from workers.tasks import _worked_on
+from workers.pipeline import process
 
 SECRET = "Ewa Lis, ewa@example.org"
 
@@ -52,7 +52,7 @@ def test_trouble_stands_in_the_row_by_its_class_and_without_a_value(
     world.land(raw)
     job = world.store.claim(raw.id, NOON)
     assert job is not None
-    fate = _worked_on(job, replace(world.parts, store=Stumbles(world.store, error)))
+    fate = process([job], replace(world.parts, store=Stumbles(world.store, error)))[raw.id]
     assert isinstance(fate, ComesBack if state is State.RETRYING else Done)
     row = world.delivery(raw.id)
     assert (row.state, row.reason) == (state, reason)

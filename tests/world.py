@@ -19,24 +19,23 @@ from uuid import UUID
 
 import psycopg
 from sqlalchemy import Engine, select, update
-from sqlalchemy.exc import DBAPIError
 
 from console.services import Embedded
 from schemas.booking import COLUMNS, from_json, to_json
 from schemas.delivery import RawDelivery, State, new_id
 from schemas.endpoints import Config, Endpoint
 from workers.database import engine as make_engine
-from workers.database import trouble
 from workers.errors import ProviderUnavailable
 from workers.fold import Said
 from workers.job import Fate
 from workers.land import landing
-from workers.pipeline import Parts, process, set_aside
+from workers.pipeline import Parts, process
 from workers.provider import Answer, Call, Event, Provider
 from workers.reading import storable
 from workers.registry import discover
 from workers.store import Store, answers_to_json
 from workers.tables import bookings, changes, deliveries, events
+from workers.tasks import meaning
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 WORKERS = 4
@@ -134,6 +133,7 @@ class World:
             config=self.config,
             secrets_of=self.secrets_of,
             asks_for=lambda provider, endpoint: self.script,
+            meaning=meaning,
             clock=self.clock,
             chance=Random(7),
         )
@@ -151,13 +151,11 @@ class World:
 
     def work(self, delivery_id: UUID) -> Fate | None:
         """What one task does; None where the delivery could not be claimed."""
-        job = self.store.claim(delivery_id, self.clock())
-        if job is None:
-            return None
-        try:
-            return process(job, self.parts)
-        except DBAPIError as error:
-            return set_aside(job, self.parts, trouble(error))
+        return self.batch(delivery_id).get(delivery_id)
+
+    def batch(self, *delivery_ids: UUID) -> dict[UUID, Fate]:
+        """What one task does with several; what could not be claimed is left out."""
+        return process(self.store.claim_all(delivery_ids, self.clock()), self.parts)
 
     def deliver(self, *raws: RawDelivery) -> list[Fate | None]:
         """Lands each request and works on it, one after the other."""

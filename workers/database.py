@@ -1,13 +1,27 @@
-"""How a process reaches PostgreSQL. Knows no table."""
+"""How a process reaches PostgreSQL, and what an error of it means. Knows no table."""
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, create_engine
+from typing import Any, Final
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.url import URL
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from workers.errors import DatabaseTrouble, DeliveryError, OurFault
+
+NO_ANSWER: Final = 15.0
+"""Seconds after which a worker takes the server for hung. What the server itself gives up on comes first."""
+PASSING: Final = (OperationalError, InterfaceError, InternalError)
+"""Connections, locks, deadlocks, shutdowns, a full disk, a transaction that another error ended."""
+BEHIND: Final = frozenset({"42P01", "42703"})
+"""A table or a column that is not there: the migration has not run yet."""
 
 
 def sqlalchemy_url(url: str) -> URL:
@@ -16,12 +30,12 @@ def sqlalchemy_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def engine(url: str, *, pool_size: int = 2, patience: str = "30s") -> Engine:
+def engine(url: str, *, pool_size: int = 2, patience: str = "30s", pre_ping: bool = True) -> Engine:
     """An engine for one process; every session speaks UTC, and gives up on a statement after `patience`."""
     return create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
-        pool_pre_ping=True,
+        pool_pre_ping=pre_ping,
         hide_parameters=True,  # they hold guests' data, and errors are logged
         connect_args={
             "connect_timeout": 5,
@@ -30,12 +44,50 @@ def engine(url: str, *, pool_size: int = 2, patience: str = "30s") -> Engine:
     )
 
 
-def trouble(error: DBAPIError) -> DeliveryError:
+def workers_engine(url: str) -> Engine:
+    """An engine for a worker: a server that hangs does not hold it, and a dead connection shows where it is used.
+
+    Whoever writes through it tries once more on a disconnect; that costs less than a ping before each transaction.
+    """
+    made = engine(url, pool_size=6, patience="10s", pre_ping=False)
+
+    @event.listens_for(made, "do_connect")
+    def connect(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> psycopg.Connection[Any]:
+        return _Impatient.connect(*args, **parameters)
+
+    return made
+
+
+class _Impatient(psycopg.Connection[Any]):
+    """Waits for the server only so long. A server's own timeouts are worth nothing when it hangs."""
+
+    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, timeout=NO_ANSWER if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            self.pgconn.finish()  # whatever comes now belongs to nobody
+            raise psycopg.OperationalError(f"the server did not answer for {NO_ANSWER:g} s") from None
+
+
+def reachable(engine: Engine) -> bool:
+    """Whether PostgreSQL takes connections: within a second, without a session, and also where the server hangs."""
+    _, parameters = engine.dialect.create_connect_args(engine.url)
+    parameters.pop("context", None)  # psycopg's own
+    conninfo = make_conninfo(**{**parameters, "connect_timeout": 1})
+    return PGconn.ping(conninfo.encode()) == Ping.OK
+
+
+def trouble(error: SQLAlchemyError) -> DeliveryError:
     """What an error of the database means for a delivery: it comes back, or our own code is at fault.
 
     Only the error's class is told: its text quotes the values of the row.
     """
-    name = type(error.orig).__name__
-    if isinstance(error, OperationalError) or error.connection_invalidated:
-        return DatabaseTrouble(f"postgres: {name}")
-    return OurFault(f"postgres: {name}")
+    if isinstance(error, PoolTimeout):
+        return DatabaseTrouble("postgres: no connection was free")
+    if not isinstance(error, DBAPIError):
+        return OurFault(f"sqlalchemy: {type(error).__name__}")
+    said = f"postgres: {type(error.orig).__name__}"
+    behind = getattr(error.orig, "sqlstate", None) in BEHIND
+    if behind or isinstance(error, PASSING) or error.connection_invalidated:
+        return DatabaseTrouble(said)
+    return OurFault(said)

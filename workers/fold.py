@@ -53,21 +53,28 @@ class Row:
     """The delivery that wrote this state."""
 
 
-def fold(events: Iterable[Said]) -> Row | None:
-    """The row that these events add up to; None where there are none."""
+def fold(events: Iterable[Said], onto: Row | None = None) -> Row | None:
+    """The row that these events add up to; None where there are none.
+
+    `onto`: what all earlier events add up to; each of these must be newer than each of those.
+    """
     ordered = sorted(events, key=lambda event: event.order)
     if not ordered:
-        return None
-    columns, writer = dict(EMPTY), ordered[0]
+        return onto
+    first = ordered[0]
+    row = onto or Row(
+        columns=EMPTY, first_seen_at=first.received_at, changed_at=first.received_at, delivery_id=first.delivery_id
+    )
+    columns, changed_at, delivery_id = row.columns, row.changed_at, row.delivery_id
     for event in ordered:
         after = _apply(columns, event)
         if after != columns:
-            columns, writer = after, event
+            columns, changed_at, delivery_id = after, event.received_at, event.delivery_id
     return Row(
         columns=columns,
-        first_seen_at=min(event.received_at for event in ordered),
-        changed_at=writer.received_at,
-        delivery_id=writer.delivery_id,
+        first_seen_at=min(row.first_seen_at, *(event.received_at for event in ordered)),
+        changed_at=changed_at,
+        delivery_id=delivery_id,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 from redis import Redis
@@ -21,12 +21,20 @@ class Inbox:
 
     def get(self, delivery_id: UUID) -> bytes | None:
         """The packed request; None when it has landed already."""
-        packed = self._redis.hget(INBOX, str(delivery_id))
-        return packed if packed is None or isinstance(packed, bytes) else bytes(str(packed), "latin-1")
+        return self.get_all([delivery_id]).get(delivery_id)
 
-    def forget(self, delivery_id: UUID) -> None:
+    def get_all(self, delivery_ids: Sequence[UUID]) -> dict[UUID, bytes]:
+        """The packed requests; one that has landed already is left out."""
+        if not delivery_ids:
+            return {}
+        found = self._redis.hmget(INBOX, [str(delivery_id) for delivery_id in delivery_ids])
+        pairs = zip(delivery_ids, found, strict=True)
+        return {delivery_id: _bytes(packed) for delivery_id, packed in pairs if packed is not None}
+
+    def forget(self, *delivery_ids: UUID) -> None:
         """Removes what Postgres has."""
-        self._redis.hdel(INBOX, str(delivery_id))
+        if delivery_ids:
+            self._redis.hdel(INBOX, *map(str, delivery_ids))
 
     def waiting(self) -> Iterator[tuple[UUID, bytes]]:
         """Every request that has not landed; one that comes or goes meanwhile may be left out or told twice."""
@@ -40,6 +48,10 @@ class Inbox:
     def size(self) -> int:
         """How many requests have not landed."""
         return int(self._redis.hlen(INBOX))
+
+
+def _bytes(packed: bytes | str) -> bytes:
+    return packed if isinstance(packed, bytes) else packed.encode("latin-1")
 
 
 def _id(field: bytes) -> UUID | None:

@@ -34,6 +34,8 @@ class Job:
     answers: Mapping[str, Answer] = field(default_factory=dict)
     applied: bool = False
     """An earlier attempt already changed a row."""
+    replayed: bool = False
+    """An operator has had it run again: a replay is never stopped by sameness."""
     acknowledged: bool = False
     """The provider already knows that it is safe."""
     acknowledge_attempt: int = 1
@@ -83,6 +85,28 @@ class Verdict:
     next_attempt_at: datetime | None = None
     acknowledge: bool = False
     """The provider must be told, once this is committed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A delivery as it is to be saved."""
+
+    job: Job
+    found: Findings
+    verdict: Verdict
+    parser: int
+    waiting: Entry | None = None
+    """How it is saved instead where an event names, by its code, a booking that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """What a save made of an entry."""
+
+    entry: Entry
+    """As it was written, which may be how it waits."""
+    state: State | None
+    """None: somebody else settled it meanwhile, and nothing was written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Config
-from workers.errors import DeliveryError
+from workers.database import trouble
+from workers.errors import DeliveryError, Park
 from workers.inbox import Inbox, unpacked
-from workers.job import Landing
+from workers.job import Job, Landing
 from workers.pipeline import guarded
 from workers.provider import Provider
 from workers.store import Store
+
+log = logging.getLogger("reservoir")
 
 NOBODY: Final = "unknown"
 """In place of a provider, where no endpoint of that name is configured."""
@@ -34,6 +42,49 @@ def land(
         return
     store.land([landing(delivery_id, packed, config, providers, now)], now)
     inbox.forget(delivery_id)
+
+
+def take(
+    delivery_ids: Sequence[UUID],
+    inbox: Inbox,
+    store: Store,
+    config: Config,
+    providers: Mapping[str, Provider],
+    now: datetime,
+) -> list[Job]:
+    """Lands what is still in the inbox, and takes hold of all that is due. One that cannot land stays in the inbox,
+    and keeps nobody else from it."""
+    packed = inbox.get_all(delivery_ids)
+    landings = [landing(one, packed[one], config, providers, now) for one in delivery_ids if one in packed]
+    try:
+        jobs = store.take(landings, delivery_ids, now)
+    except SQLAlchemyError as error:
+        found = trouble(error)
+        if len(delivery_ids) == 1 or not isinstance(found, Park):
+            raise
+        log.warning("action=land deliveries=%d error=%s one-by-one", len(delivery_ids), found)
+        return [job for one in delivery_ids for job in _alone(one, inbox, store, config, providers, now)]
+    with suppress(RedisError):  # it may stay there for a while: whoever finds it finds it landed
+        inbox.forget(*packed)
+    return jobs
+
+
+def _alone(
+    delivery_id: UUID,
+    inbox: Inbox,
+    store: Store,
+    config: Config,
+    providers: Mapping[str, Provider],
+    now: datetime,
+) -> list[Job]:
+    try:
+        return take([delivery_id], inbox, store, config, providers, now)
+    except SQLAlchemyError as error:
+        found = trouble(error)
+        if not isinstance(found, Park):
+            raise
+        log.error("action=land delivery=%s error=%s", delivery_id, found)
+        return []
 
 
 def landing(

@@ -1,19 +1,23 @@
-"""One delivery's life after landing: verify, look up, normalize, save, acknowledge.
+"""A delivery's life after landing: verify, look up, normalize, save, acknowledge; for a batch of them at a time.
 
-Reads as the way that it describes. The store and whoever performs calls come as arguments; knows no SQL, no HTTP
-client, no Celery, and no provider's words.
+Reads as the way that it describes. Each delivery is found to say something on its own, those that ask somebody in
+threads; all are saved in one transaction; the providers are told after it. The store and whoever performs calls come
+as arguments; knows no SQL, no HTTP client, no Celery, and no provider's words.
 """
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from random import Random
 from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
 
 from schemas.booking import COLUMNS
 from schemas.delivery import OPEN, State
@@ -28,7 +32,7 @@ from workers.errors import (
     ProviderUnavailable,
     UnknownEndpoint,
 )
-from workers.job import ComesBack, Done, Fate, Findings, Job, Verdict
+from workers.job import ComesBack, Done, Entry, Fate, Findings, Job, Saved, Verdict
 from workers.provider import Answer, Call, Element, Event, Failed, Ignored, Incoming, Provider, Recall
 from workers.reading import clean, storable
 from workers.retry import RetryAt, decide
@@ -36,12 +40,19 @@ from workers.retry import RetryAt, decide
 log = logging.getLogger("reservoir")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 LONGEST_KEY: Final = 200
 MOST_LOOKUPS: Final = 500
 MOST_OVERTAKINGS: Final = 5
-ASKING: Final = timedelta(seconds=25)
-"""How long one delivery may go on asking: with the last answer and the save it stays within a task's limit of 45 s."""
+ASKING: Final = timedelta(seconds=12)
+"""How long a batch may go on asking: with the last answer and the save it stays within a worker's lease."""
+TELLING: Final = timedelta(seconds=3)
+"""How long a batch may go on telling providers that deliveries are safe; the rest is told another time."""
+LEFT_ALONE: Final = timedelta(seconds=25)
+"""When somebody looks again at what could not even be written: when the lease ends."""
+AT_ONCE: Final = 16
+"""So many questions of one batch are asked at a time."""
 _INT4: Final = range(-(2**31), 2**31)
 
 Asks = Callable[[Call], Answer]
@@ -51,11 +62,13 @@ Asks = Callable[[Call], Answer]
 class Keeps(Protocol):
     """What the pipeline wants of the store; `workers.store.Store` says what each does."""
 
-    def told_before(self, job: Job) -> Mapping[str, Answer] | None: ...
-    def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]: ...
-    def save(self, job: Job, found: Findings, verdict: Verdict, *, parser: int, now: datetime) -> State | None: ...
-    def acknowledged(self, job: Job, now: datetime) -> None: ...
-    def acknowledge_again(self, job: Job, at: datetime | None) -> None: ...
+    def told_before(self, jobs: Sequence[Job]) -> Mapping[UUID, Mapping[str, Answer]]: ...
+    def recall(self, asked: Sequence[tuple[Job, Recall]]) -> list[list[dict[str, Any]]]: ...
+    def save(self, entries: Sequence[Entry], now: datetime) -> list[Saved | None]: ...
+    def let_go(self, jobs: Collection[Job], error: DeliveryError, now: datetime) -> None: ...
+    def acknowledged(self, jobs: Collection[Job], now: datetime) -> None: ...
+    def acknowledge_again(self, when: Mapping[UUID, datetime | None]) -> None: ...
+    def reachable(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +80,46 @@ class Parts:
     config: Config
     secrets_of: Callable[[Endpoint], Mapping[str, str]]
     asks_for: Callable[[Provider, Endpoint], Asks]
+    meaning: Callable[[Exception], DeliveryError]
+    """What an exception that is none of our tree means for a delivery."""
     clock: Callable[[], datetime]
     chance: Random
+    hold: Callable[[str], AbstractContextManager[bool]] = lambda provider: nullcontext(True)
+    """Whether this worker may ask a provider's API now, and not all of its hands do so already."""
 
 
-def process(job: Job, parts: Parts) -> Fate:
-    """Takes a delivery that this worker holds as far as it goes today."""
-    endpoint = parts.config.endpoints.get(job.raw.endpoint)
-    provider = parts.providers.get(endpoint.provider) if endpoint else None
-    if endpoint is None or provider is None:
-        parts.store.acknowledge_again(job, None)  # without the endpoint there is no way to tell anybody
-        return set_aside(job, parts, UnknownEndpoint())
-    passage = _Passage(replace(job, provider=provider.name), parts, provider, endpoint)
-    return passage.through() if job.state in OPEN else passage.acknowledge(Done(state=job.state))
+def process(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate]:
+    """Takes the deliveries that this worker holds as far as they go today; what becomes of each."""
+    batch = _Batch(parts, until=parts.clock() + ASKING)
+    try:
+        batch.through(jobs)
+        return batch.fates
+    except Exception as error:  # noqa: BLE001  whatever stops us, each delivery says what became of it
+        found = parts.meaning(error)
+    log.warning("action=process deliveries=%d reason=%s error=%s", len(jobs), found.reason, found)
+    left = [job for job in jobs if job.raw.id not in batch.fates]
+    try:
+        if parts.store.reachable():
+            return batch.fates | _stopped(left, parts, found, alone=len(jobs) == 1)
+    except Exception as error:  # noqa: BLE001  as above
+        found = parts.meaning(error)
+    away = ComesBack(at=parts.clock() + LEFT_ALONE, error=found)  # nothing can be written now, and the lease ends
+    return {job.raw.id: away for job in left} | batch.fates
 
 
-def set_aside(job: Job, parts: Parts, trouble: DeliveryError) -> Fate:
-    """Ends today's work on a delivery that trouble outside of its own content stopped."""
-    return _save(job, parts, Findings(answers=job.answers, trouble=trouble, safe=False), parser=0, acknowledge=False)
+def _stopped(jobs: Sequence[Job], parts: Parts, trouble: DeliveryError, *, alone: bool) -> dict[UUID, Fate]:
+    """After trouble that ended a batch. What passes is waited for; a mistake of ours is the mistake of one delivery,
+    which shows when each goes alone."""
+    if isinstance(trouble, Park) and not alone:
+        return {delivery_id: fate for job in jobs for delivery_id, fate in process([job], parts).items()}
+    return set_aside(jobs, parts, trouble)
+
+
+def set_aside(jobs: Sequence[Job], parts: Parts, trouble: DeliveryError) -> dict[UUID, Fate]:
+    """Ends today's work on deliveries that trouble outside of their own content stopped."""
+    batch = _Batch(parts, until=parts.clock())
+    batch.save([_aside(job, parts, trouble) for job in jobs])
+    return batch.fates
 
 
 @dataclass(frozen=True)
@@ -96,54 +131,53 @@ class _Passage:
     provider: Provider
     endpoint: Endpoint
 
-    def through(self) -> Fate:
-        """Everything up to the provider's being told."""
-        repeated = self._repeated()
-        if repeated is not None:
-            return self._finish(repeated)
-        for _ in range(MOST_OVERTAKINGS):
-            found = self._find()
-            # Another worker may have read a repeat of the same message meanwhile, and made the provider forget it.
-            again = self._repeated() if found.fell_short else None
-            with suppress(Overtaken):
-                return self._finish(again or found)
-        return set_aside(self.job, self.parts, Overtaken())
+    @cached_property
+    def question(self) -> Call | Recall | None:
+        """What it asks first; None where that is nothing, or cannot be said."""
+        incoming = self.incoming(_still_good(self.job.answers))
+        try:
+            return guarded(lambda: self.provider.lookup(incoming))
+        except DeliveryError:
+            return None
 
-    def _finish(self, found: Findings) -> Fate:
-        """Save, acknowledge. Raises Overtaken where what we remembered is not all that there is any more."""
-        owed = found.safe and not self.job.acknowledged and self._farewell() is not None
-        fate = _save(self.job, self.parts, found, parser=self.provider.parser, acknowledge=owed)
-        unwritten = isinstance(fate, Done) and fate.state is None  # telling is up to whoever settled it meanwhile
-        return self.acknowledge(fate) if owed and not unwritten else fate
+    @property
+    def may_ask(self) -> bool:
+        """Whether it may have to wait for somebody."""
+        return isinstance(self.question, Call) or (self.question is not None and bool(self.endpoint.secrets))
 
-    def _repeated(self) -> Findings | None:
+    @property
+    def meets(self) -> set[tuple[str, str]]:
+        """What it shares with others in a way that it must see what they left: a message, bookings that it recalls."""
+        shared = {(self.endpoint.name, name) for name in getattr(self.question, "external_ids", ())}
+        return shared | ({(self.endpoint.name, f"message {self.job.message_id}")} if self.job.message_id else set())
+
+    def incoming(self, answers: Mapping[str, Answer]) -> Incoming:
+        return Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=answers)
+
+    def repeated(self, answers: Mapping[str, Answer]) -> Findings:
         """A message that another delivery brought is not read again. Its events are written all the same: the first
         receipt counts, and that may be this one, because a retry can come after a repeat."""
-        answers = self.parts.store.told_before(self.job)
-        if answers is None:
-            return None
-        incoming = Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=answers)
-        return Findings(elements=understand(self.provider, incoming), answers=answers, repeats=True)
+        return Findings(elements=understand(self.provider, self.incoming(answers)), answers=answers, repeats=True)
 
-    def _find(self) -> Findings:
-        """Verify, look up, normalize."""
-        incoming = Incoming(delivery=self.job.raw, endpoint=self.endpoint, answers=_still_good(self.job.answers))
+    def found(self, until: datetime, near: Answer | None) -> Findings:
+        """Verify, look up, normalize. `near`: what our own memory says to the first question, where it is asked."""
+        incoming = self.incoming(_still_good(self.job.answers))
         try:
             guarded(lambda: self.provider.verify(incoming, self.parts.secrets_of(self.endpoint)))
         except Park as error:
             return Findings(answers=self.job.answers, trouble=error, safe=False)
-        began, recalled = self.parts.clock(), list[Recall]()
+        recalled = list[Recall]()
         earlier = dict(self.job.answers)  # good for as long as we remember the same
 
         def ask(question: Call | Recall) -> Answer:
             known = earlier.get(question.name)
             if isinstance(question, Call):
-                return known or self._ask_in_time(question, began)
+                return known or self._ask_in_time(question, until)
             recalled.append(question)
-            near = self.parts.store.recall(self.job, question)
-            if known is None or known.body != near:
+            remembered = near if near is not None and question == self.question else self._recall(question)
+            if known is None or known.body != remembered.body:
                 earlier.clear()
-            return Answer(status=200, body=near, at=self.parts.clock(), recalled=True)
+            return remembered
 
         answers, trouble, enough = look_up(self.provider, incoming, ask)
         if not enough:
@@ -151,44 +185,206 @@ class _Passage:
         elements = understand(self.provider, replace(incoming, answers=answers))
         return Findings(elements=elements, answers=answers, trouble=trouble, recalled=recalled)
 
-    def _ask_in_time(self, call: Call, began: datetime) -> Answer:
-        """What was answered in time is kept, and the next attempt goes on from there."""
-        if self.parts.clock() - began > ASKING:
-            raise ProviderUnavailable(f"{call.name}: there was no time left to ask; the rest follows")
-        return self._ask(call)
+    def _recall(self, question: Recall) -> Answer:
+        (near,) = self.parts.store.recall([(self.job, question)])
+        return _recalled(near, self.parts)
 
-    def _ask(self, call: Call) -> Answer:
+    def _ask_in_time(self, call: Call, until: datetime) -> Answer:
+        """What was answered in time is kept, and the next attempt goes on from there."""
+        if self.parts.clock() > until:
+            raise ProviderUnavailable(f"{call.name}: there was no time left to ask; the rest follows")
+        return self.ask(call)
+
+    def ask(self, call: Call) -> Answer:
         return self.parts.asks_for(self.provider, self.endpoint)(call)
 
-    # --- telling the provider ---
-
-    def _farewell(self) -> Call | None:
+    @cached_property
+    def farewell(self) -> Call | None:
         """The call that lets the provider forget the delivery, where it has one."""
         try:
-            return guarded(lambda: self.provider.acknowledge(Incoming(delivery=self.job.raw, endpoint=self.endpoint)))
+            return guarded(lambda: self.provider.acknowledge(self.incoming({})))
         except Park:
             return None
 
-    def acknowledge(self, fate: Fate) -> Fate:
-        """Tells the provider that the delivery is safe, after the commit. A failure is tried again on its own."""
-        call = self._farewell()
-        if call is None:
-            self.parts.store.acknowledge_again(self.job, None)
-            return fate
-        try:
-            self._ask(call)
-        except DeliveryError as error:
-            return self._acknowledge_later(error, fate)
-        self.parts.store.acknowledged(self.job, self.parts.clock())
-        return fate
 
-    def _acknowledge_later(self, error: DeliveryError, fate: Fate) -> Fate:
-        decision = decide(error, self.job.acknowledge_attempt, self.parts.clock(), self.parts.chance)
+@dataclass
+class _Batch:
+    """Deliveries that are taken the way together. Each has a fate of its own, and none spoils another's."""
+
+    parts: Parts
+    until: datetime
+    """What is not asked by then is not asked today."""
+    fates: dict[UUID, Fate] = field(default_factory=dict)
+    free: bool = True
+    """Whether anybody may be asked now."""
+
+    def through(self, jobs: Sequence[Job]) -> None:
+        """The whole way."""
+        known, strangers = self._introduced(jobs)
+        if strangers:  # without the endpoint there is no way to tell anybody
+            self.parts.store.acknowledge_again({job.raw.id: None for job in strangers})
+            self.save([_aside(job, self.parts, UnknownEndpoint()) for job in strangers])
+        with ExitStack() as held:
+            asked = sorted({passage.provider.name for passage in known if passage.may_ask or passage.farewell})
+            hands = [held.enter_context(self.parts.hold(provider)) for provider in asked]
+            self.free = all(hands)
+            told = [passage for passage in known if passage.job.state not in OPEN]
+            self.fates |= {passage.job.raw.id: Done(state=passage.job.state) for passage in told}
+            for wave in _waves([passage for passage in known if passage.job.state in OPEN]):
+                told += self._settle(wave)
+            self._acknowledge(told)
+
+    def _introduced(self, jobs: Sequence[Job]) -> tuple[list[_Passage], list[Job]]:
+        known, strangers = [], []
+        for job in jobs:
+            endpoint = self.parts.config.endpoints.get(job.raw.endpoint)
+            provider = self.parts.providers.get(endpoint.provider) if endpoint else None
+            if endpoint is None or provider is None:
+                strangers.append(job)
+            else:
+                known.append(_Passage(replace(job, provider=provider.name), self.parts, provider, endpoint))
+        return known, strangers
+
+    # --- finding and saving ---
+
+    def _settle(self, wave: Sequence[_Passage]) -> list[_Passage]:
+        """Everything up to the providers' being told; whom there is something to tell."""
+        before = self.parts.store.told_before([passage.job for passage in wave])
+        owed: list[_Passage] = []
+        left = {passage.job.raw.id: passage for passage in wave}
+        for _ in range(MOST_OVERTAKINGS):
+            entries = self._found(list(left.values()), before)
+            saved = self.save(entries)
+            owed += [left[one.entry.job.raw.id] for one in saved if one and one.state and one.entry.verdict.acknowledge]
+            overtaken = [entry.job.raw.id for entry, one in zip(entries, saved, strict=True) if one is None]
+            left = {delivery_id: left[delivery_id] for delivery_id in overtaken}
+            if not left:
+                return owed
+            before = {}
+        self.save([_aside(passage.job, self.parts, Overtaken()) for passage in left.values()])
+        return owed
+
+    def _found(self, passages: Sequence[_Passage], before: Mapping[UUID, Mapping[str, Answer]]) -> list[Entry]:
+        """What each was found to say, ready to be saved; what could not be begun in time is let go."""
+        again = [_entry(one, one.repeated(before[one.job.raw.id])) for one in passages if one.job.raw.id in before]
+        news = [one for one in passages if one.job.raw.id not in before]
+        recalls = [(one.job, one.question) for one in news if isinstance(one.question, Recall)]
+        nears = {
+            job.raw.id: _recalled(near, self.parts)
+            for (job, _), near in zip(recalls, self.parts.store.recall(recalls), strict=True)
+        }
+
+        def find(passage: _Passage) -> Entry | None:
+            if passage.may_ask and not (self.free and self.parts.clock() <= self.until):
+                return None
+            try:
+                return _entry(passage, passage.found(self.until, nears.get(passage.job.raw.id)))
+            except Exception as error:  # noqa: BLE001  one that stumbles keeps nobody else from going on
+                return _aside(passage.job, self.parts, self.parts.meaning(error))
+
+        asking = [one for one in news if one.may_ask]
+        found = [(one, find(one)) for one in news if not one.may_ask]
+        found += zip(asking, at_once(find, asking), strict=True)
+        self._let_go([one.job for one, entry in found if entry is None])
+        entries = again + self._read_meanwhile([(one, entry) for one, entry in found if entry is not None])
+        order = {one.job.raw.id: place for place, one in enumerate(passages)}
+        return sorted(entries, key=lambda entry: order[entry.job.raw.id])
+
+    def _read_meanwhile(self, found: Sequence[tuple[_Passage, Entry]]) -> list[Entry]:
+        """Another worker may have read a repeat of the same message meanwhile, and made the provider forget it."""
+        before = self.parts.store.told_before([one.job for one, entry in found if entry.found.fell_short])
+        return [
+            _entry(one, one.repeated(before[one.job.raw.id])) if one.job.raw.id in before else entry
+            for one, entry in found
+        ]
+
+    def _let_go(self, jobs: Sequence[Job]) -> None:
+        if jobs:
+            now, error = self.parts.clock(), ProviderUnavailable("there was no time left to begin")
+            self.parts.store.let_go(jobs, error, now)
+            self.fates |= {job.raw.id: ComesBack(at=now, error=error) for job in jobs}
+
+    def save(self, entries: Sequence[Entry]) -> list[Saved | None]:
+        """Writes what was found, all of it together; where that fails, each on its own."""
+        saved = self._saved(entries) if entries else []
+        self.fates |= {one.entry.job.raw.id: _fate(one) for one in saved if one is not None}
+        return saved
+
+    def _saved(self, entries: Sequence[Entry]) -> list[Saved | None]:
+        try:
+            return self.parts.store.save(entries, self.parts.clock())
+        except Exception as error:
+            if not self.parts.store.reachable():
+                raise
+            found = self.parts.meaning(error)
+        if len(entries) > 1:
+            log.warning("action=save deliveries=%d error=%s one-by-one", len(entries), found)
+            return [saved for entry in entries for saved in self._saved([entry])]
+        return self.parts.store.save([_aside(entries[0].job, self.parts, found)], self.parts.clock())
+
+    # --- telling the providers ---
+
+    def _acknowledge(self, passages: Sequence[_Passage]) -> None:
+        """Tells the providers that the deliveries are safe, after the commit. A failure is tried again on its own;
+        what is not begun in time stays owed."""
+        until = self.parts.clock() + TELLING
+
+        def tell(passage: _Passage) -> DeliveryError | bool:
+            if passage.farewell is None or not self.free or self.parts.clock() > until:
+                return False
+            try:
+                passage.ask(passage.farewell)
+            except Exception as error:  # noqa: BLE001  as above
+                return self.parts.meaning(error)
+            return True
+
+        told = list(zip(passages, at_once(tell, passages), strict=True))
+        later: dict[UUID, datetime | None] = {one.job.raw.id: None for one in passages if one.farewell is None}
+        later |= {one.job.raw.id: self._later(one, said) for one, said in told if isinstance(said, DeliveryError)}
+        if later:
+            self.parts.store.acknowledge_again(later)
+        done = [one.job for one, said in told if said is True]
+        if done:
+            self.parts.store.acknowledged(done, self.parts.clock())
+
+    def _later(self, passage: _Passage, error: DeliveryError) -> datetime | None:
+        """When the provider is told again."""
+        job = passage.job
+        decision = decide(error, job.acknowledge_attempt, self.parts.clock(), self.parts.chance)
         at = decision.at if isinstance(decision, RetryAt) else None
-        self.parts.store.acknowledge_again(self.job, at)
         if at is None:
-            log.warning("action=acknowledge delivery=%s reason=%s given-up: %s", self.job.raw.id, error.reason, error)
-        return ComesBack(at=at, error=error) if at is not None and isinstance(fate, Done) else fate
+            log.warning("action=acknowledge delivery=%s reason=%s given-up: %s", job.raw.id, error.reason, error)
+        elif isinstance(self.fates[job.raw.id], Done):
+            self.fates[job.raw.id] = ComesBack(at=at, error=error)
+        return at
+
+
+def _waves(passages: Sequence[_Passage]) -> list[list[_Passage]]:
+    """Those that meet, one after the other; all others together."""
+    waves: list[list[_Passage]] = []
+    last: dict[tuple[str, str], int] = {}
+    for passage in passages:
+        number = 1 + max((last[shared] for shared in passage.meets if shared in last), default=-1)
+        last |= dict.fromkeys(passage.meets, number)
+        if number == len(waves):
+            waves.append([])
+        waves[number].append(passage)
+    return waves
+
+
+def at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Does it for all of them, several at a time where there are several."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    pool = ThreadPoolExecutor(min(AT_ONCE, len(items)))
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # nobody waits for a thread that hangs
+
+
+def _recalled(near: list[dict[str, Any]], parts: Parts) -> Answer:
+    return Answer(status=200, body=near, at=parts.clock(), recalled=True)
 
 
 def _still_good(answers: Mapping[str, Answer]) -> Mapping[str, Answer]:
@@ -272,18 +468,44 @@ def _clean(value: Any) -> Any:
 # --- the save --------------------------------------------------------------------------------------------------
 
 
-def _save(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool) -> Fate:
-    """Writes what was found, with the verdict on the delivery."""
+def _entry(passage: _Passage, found: Findings) -> Entry:
+    """What was found, with the verdict on the delivery."""
+    owed = found.safe and not passage.job.acknowledged and passage.farewell is not None
+    return _judged(passage.job, passage.parts, found, parser=passage.provider.parser, acknowledge=owed)
+
+
+def _aside(job: Job, parts: Parts, trouble: DeliveryError) -> Entry:
+    """A delivery that trouble outside of its own content stopped."""
+    return _judged(job, parts, Findings(answers=job.answers, trouble=trouble, safe=False), parser=0, acknowledge=False)
+
+
+def _judged(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool) -> Entry:
     verdict = replace(_verdict(job, parts, found), acknowledge=acknowledge)
-    try:
-        settled = parts.store.save(job, found, verdict, parser=parser, now=parts.clock())
-    except AwaitingBooking as error:
-        here = [Ignored(reason=error.reason) if _waits(element) else element for element in found.elements or ()]
-        waiting = replace(found, elements=here, trouble=error)
-        return _save(job, parts, waiting, parser=parser, acknowledge=acknowledge)
-    if settled is not None and verdict.next_attempt_at is not None and found.trouble is not None:
-        return ComesBack(at=verdict.next_attempt_at, error=found.trouble)
-    return Done(state=settled, reason=verdict.reason)
+    return Entry(
+        job=job,
+        found=found,
+        verdict=verdict,
+        parser=parser,
+        waiting=_waiting(job, parts, found, parser=parser, acknowledge=acknowledge),
+    )
+
+
+def _waiting(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool) -> Entry | None:
+    """How it waits, if a booking that it names only by the code is not there."""
+    elements = found.elements or ()
+    if not any(_waits(element) for element in elements):
+        return None
+    error = AwaitingBooking()
+    here = [Ignored(reason=error.reason) if _waits(element) else element for element in elements]
+    waiting = replace(found, elements=here, trouble=error)
+    return _judged(job, parts, waiting, parser=parser, acknowledge=acknowledge)
+
+
+def _fate(saved: Saved) -> Fate:
+    verdict, trouble = saved.entry.verdict, saved.entry.found.trouble
+    if saved.state is not None and verdict.next_attempt_at is not None and trouble is not None:
+        return ComesBack(at=verdict.next_attempt_at, error=trouble)
+    return Done(state=saved.state, reason=verdict.reason)
 
 
 def _told(errors: Sequence[DeliveryError]) -> str:

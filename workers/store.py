@@ -1,4 +1,5 @@
-"""Every read and write of `deliveries` on the way of one. Leases and states make repetition harmless.
+"""Every read and write of `deliveries` on their way: set-wise, each in one transaction. Leases and states make
+repetition harmless, so a transaction that met a dead connection is simply done once more.
 
 Knows no provider's words, no queue, no HTTP. How events become rows is `workers.bookings`; what an error means for a
 delivery is `workers.retry`.
@@ -6,24 +7,63 @@ delivery is `workers.retry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, and_, func, or_, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, null, or_, select, update
 from sqlalchemy import Row as SqlRow
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 
 from schemas.delivery import OPEN, RawDelivery, State
-from workers.bookings import CHANGING, Effect, booking_id, write_events
-from workers.errors import AwaitingBooking, Overtaken
-from workers.job import Findings, Job, Landing, Verdict
+from workers import database
+from workers.bookings import CHANGING, Effect, Sheet, Telling, booking_id, near
+from workers.errors import AwaitingBooking, DeliveryError, Overtaken
+from workers.fold import Said
+from workers.job import Entry, Job, Landing, Saved
 from workers.provider import Answer, Recall
+from workers.rows import among, given, inserted, updated
 from workers.tables import bookings, deliveries, events
 
-LEASE: Final = timedelta(seconds=90)
-"""How long a worker may hold a delivery before somebody else looks at it: longer than a task's time limit."""
+T = TypeVar("T")
+
+LEASE: Final = timedelta(seconds=25)
+"""How long a worker may hold a delivery before somebody else looks at it. Asking and saving fit into it."""
+
+LAND: Final = (
+    inserted(
+        deliveries,
+        [
+            *("id", "endpoint", "provider", "origin", "received_at", "method", "headers", "body"),
+            *("message_id", "attempts", "next_attempt_at"),
+        ],
+    )
+    .on_conflict_do_nothing()
+    .returning(deliveries.c.id)
+)
+OWE: Final = updated(deliveries, ["acknowledge_at"])
+SETTLED: Final = given(
+    deliveries,
+    [
+        *("id", "provider", "state", "reason", "error", "next_attempt_at", "lookup", "parser"),
+        *("applied_at", "acknowledge_at", "acknowledge_attempts"),
+    ],
+)
+SETTLE: Final = (
+    update(deliveries)
+    .where(deliveries.c.id == SETTLED.c.id)
+    .values(
+        {
+            **{column.name: column for column in SETTLED.c if column.name != "id"},
+            "parser": func.coalesce(SETTLED.c.parser, deliveries.c.parser),
+            "applied_at": case(
+                (SETTLED.c.applied_at.is_(None), null()),
+                else_=func.coalesce(deliveries.c.applied_at, SETTLED.c.applied_at),
+            ),
+        }
+    )
+)
 
 
 class Store:
@@ -32,213 +72,331 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
+    def reachable(self) -> bool:
+        """Whether PostgreSQL takes connections now; answers within a second."""
+        return database.reachable(self.engine)
+
+    def _transaction(self, work: Callable[[Connection], T]) -> T:
+        """Does it in one transaction; once more on a new connection where the first one turned out to be dead, as all
+        connections of a pool are after PostgreSQL was restarted."""
+        try:
+            with self.engine.begin() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with self.engine.begin() as connection:
+            return work(connection)
+
     # --- landing and holding ---
 
     def land(self, landings: Sequence[Landing], now: datetime) -> None:
         """Puts raw requests into `deliveries`, due now; one that is there already is left as it is."""
-        if not landings:
-            return
-        rows = [
-            {
-                "id": landing.raw.id,
-                "endpoint": landing.raw.endpoint,
-                "provider": landing.provider,
-                "origin": landing.origin,
-                "received_at": landing.raw.received_at,
-                "method": landing.raw.method,
-                "headers": [list(pair) for pair in landing.raw.headers],
-                "body": landing.raw.body,
-                "message_id": landing.message_id,
-                "next_attempt_at": now,
-            }
-            for landing in landings
-        ]
-        with self.engine.begin() as connection:
-            connection.execute(upsert(deliveries).on_conflict_do_nothing(), rows)
+        self._transaction(lambda connection: _landed(connection, landings, attempts=0, due=now))
 
-    def claim(self, delivery_id: UUID, now: datetime) -> Job | None:
-        """Takes hold of a delivery that is due; None when it is not due, is held, is done, or is not there.
+    def take(self, landings: Sequence[Landing], delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
+        """Puts raw requests into `deliveries`, and takes hold of those and of all others that are due, in the order
+        of the ids. See `claim_all`."""
+
+        def work(connection: Connection) -> dict[UUID, Job]:
+            fresh = _landed(connection, landings, attempts=1, due=now + LEASE)
+            jobs = {landing.raw.id: _job_of(landing) for landing in landings if landing.raw.id in fresh}
+            return jobs | _claimed(connection, [one for one in delivery_ids if one not in fresh], now)
+
+        jobs = self._transaction(work)
+        return [jobs[delivery_id] for delivery_id in delivery_ids if delivery_id in jobs]
+
+    def claim_all(self, delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
+        """Takes hold of deliveries that are due; left out is what is not due, is held, is done, or is not there.
 
         The hold is a lease: `next_attempt_at` moves behind it, so that a worker that dies is noticed.
         """
-        one = update(deliveries).where(deliveries.c.id == delivery_id).returning(deliveries)
-        to_do = one.where(deliveries.c.state.in_(OPEN), deliveries.c.next_attempt_at <= now).values(
-            attempts=deliveries.c.attempts + 1, next_attempt_at=now + LEASE
-        )
-        to_tell = one.where(deliveries.c.state.not_in(OPEN), deliveries.c.acknowledge_at <= now).values(
-            acknowledge_attempts=deliveries.c.acknowledge_attempts + 1, acknowledge_at=now + LEASE
-        )
-        with self.engine.begin() as connection:
-            row = connection.execute(to_do).one_or_none() or connection.execute(to_tell).one_or_none()
-        return job_of(row) if row is not None else None
+        return self.take((), delivery_ids, now)
+
+    def claim(self, delivery_id: UUID, now: datetime) -> Job | None:
+        """Takes hold of one."""
+        return next(iter(self.claim_all([delivery_id], now)), None)
+
+    def let_go(self, jobs: Collection[Job], error: DeliveryError, now: datetime) -> None:
+        """Makes due again what was held and not begun; that was no attempt."""
+        query = update(deliveries).where(among(deliveries.c.id), deliveries.c.state.in_(OPEN))
+        values = {"state": State.RETRYING, "reason": error.reason, "error": str(error), "next_attempt_at": now}
+        self._write(query.values(attempts=func.greatest(deliveries.c.attempts - 1, 0), **values), jobs)
 
     # --- questions ---
 
-    def told_before(self, job: Job) -> dict[str, Answer] | None:
-        """The answers of another delivery of this endpoint that brought the same message and is settled for good.
+    def told_before(self, jobs: Sequence[Job]) -> dict[UUID, dict[str, Answer]]:
+        """For each that repeats a message: the answers of another delivery of its endpoint that brought the same
+        message and is settled for good.
 
-        None where there is none. What this delivery itself applied before does not count: a replay is never stopped
-        by sameness.
+        What this delivery itself applied before does not count: a replay is never stopped by sameness.
         """
-        if job.message_id is None or job.applied:
-            return None
+        asking = [job for job in jobs if job.message_id is not None and not job.applied and not job.replayed]
+        if not asking:
+            return {}
         done = or_(
             deliveries.c.state.in_([State.APPLIED, State.STALE, State.IGNORED]),
             and_(deliveries.c.state == State.PARKED, deliveries.c.reason == "unsupported-action"),
         )
-        with self.engine.connect() as connection:
-            found = connection.execute(
-                select(deliveries.c.lookup)
-                .where(
-                    deliveries.c.endpoint == job.raw.endpoint,
-                    deliveries.c.message_id == job.message_id,
-                    deliveries.c.id != job.raw.id,
-                    done,
-                )
-                .limit(1)
-            ).first()
-        return answers_from_json(found.lookup or {}) if found is not None else None
+        query = (
+            select(deliveries.c.id, deliveries.c.endpoint, deliveries.c.message_id, deliveries.c.lookup)
+            .where(
+                deliveries.c.endpoint.in_(sorted({job.raw.endpoint for job in asking})),
+                among(deliveries.c.message_id),
+                done,
+            )
+            .order_by(deliveries.c.id)
+        )
+        wanted = {"ids": sorted({str(job.message_id) for job in asking})}
+        rows = self._transaction(lambda connection: connection.execute(query, wanted).all())
+        found: dict[UUID, dict[str, Answer]] = {}
+        for job in asking:
+            same = (job.raw.endpoint, job.message_id)
+            row = next((row for row in rows if (row.endpoint, row.message_id) == same and row.id != job.raw.id), None)
+            if row is not None:
+                found[job.raw.id] = answers_from_json(row.lookup or {})
+        return found
 
-    def recall(self, job: Job, recall: Recall) -> list[dict[str, Any]]:
-        """What other deliveries said about these bookings near this one, in order of receipt."""
-        with self.engine.connect() as connection:
-            return _recall(connection, job, recall)
+    def recall(self, asked: Sequence[tuple[Job, Recall]]) -> list[list[dict[str, Any]]]:
+        """What other deliveries said about these bookings near each of these, in order of receipt."""
+        if not asked:
+            return []
+        wanted = {booking_id(job.raw.endpoint, name) for job, recall in asked for name in recall.external_ids}
+        earliest = min(job.raw.received_at - recall.within for job, recall in asked)
+        latest = max(job.raw.received_at + recall.within for job, recall in asked)
+        query = (
+            select(
+                bookings.c.endpoint,
+                bookings.c.external_id,
+                events.c.event["said"]["provider_status"].astext.label("word"),
+                events.c.received_at,
+                events.c.delivery_id,
+                events.c.position,
+            )
+            .join(bookings, bookings.c.id == events.c.booking_id)
+            .where(among(events.c.booking_id), events.c.received_at.between(earliest, latest))
+        )
+        rows = self._transaction(lambda connection: connection.execute(query, {"ids": sorted(wanted)}).all())
+        told = [(row.endpoint, row.external_id, _said(row)) for row in rows]
+        return [
+            near(
+                job.raw,
+                recall,
+                (
+                    (said, name)
+                    for endpoint, name, said in told
+                    if endpoint == job.raw.endpoint and name in recall.external_ids
+                ),
+            )
+            for job, recall in asked
+        ]
 
     # --- the save ---
 
-    def save(self, job: Job, found: Findings, verdict: Verdict, *, parser: int, now: datetime) -> State | None:
-        """Events, rows, changes and the delivery's state in one transaction; the state that came out.
+    def save(self, entries: Sequence[Entry], now: datetime) -> list[Saved | None]:
+        """Events, rows, changes and the deliveries' states in one transaction: as if saved one after the other.
 
-        What was found takes the place of what the delivery said before; where nothing was read, that stays. The result
-        is None where somebody else settled it meanwhile and nothing was written.
-
-        Raises, after rolling back: AwaitingBooking where an event names a booking that is not there; Overtaken where
-        what was recalled is not all any more, so that of two workers who meet in a booking the second one knows of the
-        first.
+        What was found takes the place of what a delivery said before; where nothing was read, that stays. An entry
+        that names a booking which is not there is saved as it waits. None stands for one of which nothing was written
+        because what was recalled is not all any more: so of two workers who meet in a booking the second one knows of
+        the first.
         """
-        with self.engine.begin() as connection:
-            state = connection.execute(
-                select(deliveries.c.state).where(deliveries.c.id == job.raw.id).with_for_update()
-            ).scalar_one()
-            if State(state) not in OPEN:
-                return None
-            said = found.said
-            effects = [] if said is None else write_events(connection, job.raw, job.provider, said, parser=parser)
-            if any(_recall(connection, job, recall) != found.answers[recall.name].body for recall in found.recalled):
-                raise Overtaken
-            applied = job.applied or not CHANGING.isdisjoint(effects)
-            final = verdict.state or _state_of(effects, applied)
-            connection.execute(
-                update(deliveries)
-                .where(deliveries.c.id == job.raw.id)
-                .values(
-                    provider=job.provider,
-                    state=final,
-                    reason=verdict.reason,
-                    error=verdict.error,
-                    next_attempt_at=verdict.next_attempt_at,
-                    lookup=answers_to_json(found.answers) or None,
-                    parser=deliveries.c.parser if said is None else parser,
-                    applied_at=func.coalesce(deliveries.c.applied_at, now) if applied else None,
-                    acknowledge_at=now + LEASE if verdict.acknowledge else None,
-                    acknowledge_attempts=1 if verdict.acknowledge else 0,
-                )
-            )
-        if Effect.NAMED in effects:
-            self._wake_waiting(job.raw.endpoint, now)
-        return final
+        saved, named = self._transaction(lambda connection: _saved(connection, entries, now))
+        for endpoint in sorted(named):
+            self.wake(endpoint, [AwaitingBooking.reason], now)
+        return saved
 
-    def _wake_waiting(self, endpoint: str, now: datetime) -> None:
-        """Makes due what waits for a booking of this endpoint; rows that somebody writes at this moment are left out.
+    def wake(self, endpoint: str, reasons: Collection[str], now: datetime) -> int:
+        """Makes due what waits at this endpoint for one of these reasons; how many. Rows that somebody writes at this
+        moment are left out.
 
-        In a transaction of its own: the save holds a delivery and its bookings, and who waits may hold the other way.
+        In a transaction of its own: a save holds deliveries and their bookings, and who waits may hold the other way.
         Who began to wait a moment too late to be seen here comes back by its own schedule. Being woken is no attempt
-        of theirs: a busy hour must not use up their 24 hours.
+        of theirs: a busy hour must not use up their 24 hours. One that a worker holds looks the same and may be taken a
+        second time, which changes nothing.
         """
         waiting = (
             select(deliveries.c.id)
             .where(
                 deliveries.c.state == State.RETRYING,
-                deliveries.c.reason == AwaitingBooking.reason,
+                deliveries.c.reason.in_(sorted(reasons)),
                 deliveries.c.endpoint == endpoint,
                 deliveries.c.next_attempt_at > now,
             )
             .with_for_update(skip_locked=True)
         )
-        with self.engine.begin() as connection:
-            connection.execute(
-                update(deliveries)
-                .where(deliveries.c.id.in_(waiting))
-                .values(next_attempt_at=now, attempts=deliveries.c.attempts - 1)
-            )
+        query = (
+            update(deliveries)
+            .where(deliveries.c.id.in_(waiting))
+            .values(next_attempt_at=now, attempts=func.greatest(deliveries.c.attempts - 1, 0))
+        )
+        return self._transaction(lambda connection: connection.execute(query).rowcount)
 
     # --- telling the provider ---
 
-    def acknowledged(self, job: Job, now: datetime) -> None:
-        """The provider knows that the delivery is safe."""
-        with self.engine.begin() as connection:
-            connection.execute(
-                update(deliveries).where(deliveries.c.id == job.raw.id).values(acknowledge_at=None, acknowledged_at=now)
-            )
+    def acknowledged(self, jobs: Collection[Job], now: datetime) -> None:
+        """The provider knows that these deliveries are safe."""
+        query = update(deliveries).where(among(deliveries.c.id))
+        self._write(query.values(acknowledge_at=None, acknowledged_at=now), jobs)
 
-    def acknowledge_again(self, job: Job, at: datetime | None) -> None:
-        """The provider could not be told; `at` None: it is given up, the provider's repeats have ended too."""
-        with self.engine.begin() as connection:
-            connection.execute(update(deliveries).where(deliveries.c.id == job.raw.id).values(acknowledge_at=at))
+    def acknowledge_again(self, when: Mapping[UUID, datetime | None]) -> None:
+        """The providers could not be told; None: it is given up, the provider's repeats have ended too."""
+        rows = [
+            {"id": str(delivery_id), "acknowledge_at": at.isoformat() if at else None}
+            for delivery_id, at in sorted(when.items())
+        ]
+        self._transaction(lambda connection: connection.execute(OWE, {"rows": rows}))
 
-    # --- what was left behind ---
-
-    def due(self, now: datetime, *, patience: timedelta, limit: int) -> list[tuple[UUID, str, int]]:
-        """(id, endpoint, attempts) of deliveries that somebody must look at, and notes that they are nudged now.
-
-        One that was nudged less than `patience` ago is left out: its message is still in the queue.
-        """
-        looked_for = or_(deliveries.c.next_attempt_at <= now, deliveries.c.acknowledge_at <= now)
-        impatient = or_(
-            deliveries.c.nudged_at.is_(None),
-            deliveries.c.nudged_at < now - patience,
-            deliveries.c.nudged_at < func.least(deliveries.c.next_attempt_at, deliveries.c.acknowledge_at),
-        )
-        chosen = (
-            select(deliveries.c.id)
-            .where(looked_for, impatient)
-            .order_by(func.least(deliveries.c.next_attempt_at, deliveries.c.acknowledge_at))
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        with self.engine.begin() as connection:
-            rows = connection.execute(
-                update(deliveries)
-                .where(deliveries.c.id.in_(chosen))
-                .values(nudged_at=now)
-                .returning(deliveries.c.id, deliveries.c.endpoint, deliveries.c.attempts)
-            ).all()
-        return [(row.id, row.endpoint, row.attempts) for row in rows]
+    def _write(self, query: Any, jobs: Collection[Job]) -> None:
+        ids = {"ids": sorted(job.raw.id for job in jobs)}
+        self._transaction(lambda connection: connection.execute(query, ids))
 
 
-def _recall(connection: Connection, job: Job, recall: Recall) -> list[dict[str, Any]]:
-    ids = [booking_id(job.raw.endpoint, external_id) for external_id in recall.external_ids]
-    near = events.c.received_at.between(job.raw.received_at - recall.within, job.raw.received_at + recall.within)
-    rows = connection.execute(
-        select(
-            bookings.c.external_id,
-            events.c.event["said"]["provider_status"].astext,
-            events.c.received_at,
-            events.c.delivery_id,
-        )
-        .join(bookings, bookings.c.id == events.c.booking_id)
-        .where(events.c.booking_id.in_(ids), near, events.c.delivery_id != job.raw.id)
-        .order_by(events.c.received_at, events.c.delivery_id, events.c.position)
-    )
-    return [
+# --- landing and holding ---------------------------------------------------------------------------------------
+
+
+def _landed(connection: Connection, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
+    """The ids of those that were not there yet."""
+    rows = [
         {
-            "external_id": external_id,
-            "provider_status": word,
-            "received_at": received_at.isoformat(),
-            "delivery_id": str(delivery_id),
+            "id": str(landing.raw.id),
+            "endpoint": landing.raw.endpoint,
+            "provider": landing.provider,
+            "origin": landing.origin,
+            "received_at": landing.raw.received_at.isoformat(),
+            "method": landing.raw.method,
+            "headers": landing.raw.headers,
+            "body": "\\x" + landing.raw.body.hex(),
+            "message_id": landing.message_id,
+            "attempts": attempts,
+            "next_attempt_at": due.isoformat(),
         }
-        for external_id, word, received_at, delivery_id in rows
+        for landing in sorted(landings, key=lambda landing: landing.raw.id)
     ]
+    return set(connection.execute(LAND, {"rows": rows}).scalars()) if rows else set()
+
+
+def _claimed(connection: Connection, delivery_ids: Sequence[UUID], now: datetime) -> dict[UUID, Job]:
+    """Held in the order of their ids: two workers may have been sent the same ones."""
+    if not delivery_ids:
+        return {}
+    held = select(deliveries.c.id).where(among(deliveries.c.id)).order_by(deliveries.c.id).with_for_update()
+    held_ids = held.cte("held")
+    one = update(deliveries).where(deliveries.c.id.in_(select(held_ids.c.id))).returning(deliveries)
+    to_do = one.where(deliveries.c.state.in_(OPEN), deliveries.c.next_attempt_at <= now).values(
+        attempts=deliveries.c.attempts + 1, next_attempt_at=now + LEASE
+    )
+    to_tell = one.where(deliveries.c.state.not_in(OPEN), deliveries.c.acknowledge_at <= now).values(
+        acknowledge_attempts=deliveries.c.acknowledge_attempts + 1, acknowledge_at=now + LEASE
+    )
+    jobs: dict[UUID, Job] = {}
+    for query in (to_do, to_tell):
+        left = [one for one in delivery_ids if one not in jobs]
+        if left:
+            jobs |= {row.id: job_of(row) for row in connection.execute(query, {"ids": sorted(left)})}
+    return jobs
+
+
+def _job_of(landing: Landing) -> Job:
+    """What has just landed, as its worker holds it."""
+    return Job(
+        raw=landing.raw,
+        provider=landing.provider,
+        state=State.RECEIVED,
+        attempt=1,
+        message_id=landing.message_id,
+    )
+
+
+# --- the save --------------------------------------------------------------------------------------------------
+
+
+def _saved(connection: Connection, entries: Sequence[Entry], now: datetime) -> tuple[list[Saved | None], set[str]]:
+    """What became of each entry, and the endpoints where the code of a booking became known."""
+    held = select(deliveries.c.id, deliveries.c.state).where(among(deliveries.c.id)).order_by(deliveries.c.id)
+    ids = {"ids": sorted(entry.job.raw.id for entry in entries)}
+    states = {row.id: State(row.state) for row in connection.execute(held.with_for_update(), ids)}
+    unsettled = [entry for entry in entries if states.get(entry.job.raw.id) in OPEN]
+    tellings = {entry.job.raw.id: telling for entry in unsettled if (telling := _telling(entry)) is not None}
+    sheet = Sheet(connection, list(tellings.values()))
+    saved: list[Saved | None] = []
+    named: set[str] = set()
+    rows = []
+    for entry in entries:
+        if states.get(entry.job.raw.id) not in OPEN:
+            saved.append(Saved(entry=entry, state=None))
+            continue
+        try:
+            written, effects = _told(sheet, entry)
+        except Overtaken:
+            saved.append(None)
+            continue
+        row = _settled(written, effects, now)
+        rows.append(row)
+        saved.append(Saved(entry=written, state=State(row["state"])))
+        if Effect.NAMED in effects:
+            named.add(entry.job.raw.endpoint)
+    sheet.write()
+    if rows:
+        connection.execute(SETTLE, {"rows": rows})
+    return saved, named
+
+
+def _told(sheet: Sheet, entry: Entry) -> tuple[Entry, list[Effect]]:
+    """The entry as it is written, with what its events did. Raises Overtaken."""
+    telling = _telling(entry)
+    if telling is None:
+        return entry, []
+    try:
+        return entry, sheet.tell(telling)
+    except AwaitingBooking:
+        if entry.waiting is None:
+            raise
+        return _told(sheet, entry.waiting)
+
+
+def _telling(entry: Entry) -> Telling | None:
+    """None where nothing was read: what the delivery said before stays."""
+    said = entry.found.said
+    if said is None:
+        return None
+    answers = entry.found.answers
+    return Telling(
+        raw=entry.job.raw,
+        provider=entry.job.provider,
+        said=said,
+        parser=entry.parser,
+        recalled=[(recall, answers[recall.name].body) for recall in entry.found.recalled],
+    )
+
+
+def _settled(entry: Entry, effects: Sequence[Effect], now: datetime) -> dict[str, Any]:
+    """The row of a delivery, as far as a save writes it."""
+    job, verdict = entry.job, entry.verdict
+    applied = job.applied or not CHANGING.isdisjoint(effects)
+    return {
+        "id": str(job.raw.id),
+        "provider": job.provider,
+        "state": verdict.state or _state_of(effects, applied),
+        "reason": verdict.reason,
+        "error": verdict.error,
+        "next_attempt_at": verdict.next_attempt_at.isoformat() if verdict.next_attempt_at else None,
+        "lookup": answers_to_json(entry.found.answers) or None,
+        "parser": None if entry.found.said is None else entry.parser,
+        "applied_at": now.isoformat() if applied else None,
+        "acknowledge_at": (now + LEASE).isoformat() if verdict.acknowledge else None,
+        "acknowledge_attempts": 1 if verdict.acknowledge else 0,
+    }
+
+
+def _said(row: Any) -> Said:
+    """An event, as far as a Recall asks for it."""
+    return Said(
+        delivery_id=row.delivery_id,
+        position=row.position,
+        received_at=row.received_at,
+        said={"provider_status": row.word},
+    )
 
 
 def job_of(row: SqlRow[Any]) -> Job:
@@ -259,6 +417,7 @@ def job_of(row: SqlRow[Any]) -> Job:
         message_id=row.message_id,
         answers=answers_from_json(row.lookup or {}),
         applied=row.applied_at is not None,
+        replayed=row.replayed_at is not None,
         acknowledged=row.acknowledged_at is not None,
         acknowledge_attempt=max(1, row.acknowledge_attempts),
     )

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from random import Random
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
+from celery import Task
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.signals import worker_init
 from redis import Redis
-from sqlalchemy.exc import DBAPIError
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry as Retries
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schemas.delivery import PROCESS, now
 from schemas.endpoints import ConfigError, Endpoint
-from workers import calls, pipeline, registry, settings, sweep
+from workers import calls, circuit, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
-from workers.database import engine, trouble
-from workers.errors import DeliveryError, ProviderUnavailable
+from workers.circuit import Circuits
+from workers.database import engine, trouble, workers_engine
+from workers.errors import DatabaseTrouble, DeliveryError, ProviderUnavailable, Throttled
+from workers.flower import Outcome, tell
+from workers.greed import filled_up, ids_of
 from workers.inbox import Inbox
 from workers.job import ComesBack, Fate, Job
-from workers.land import land
+from workers.land import take
 from workers.provider import Provider
 from workers.seal import Seal
+from workers.slots import Slots
 from workers.store import Store
 from workers.tokens import Tokens
 
 log = logging.getLogger("reservoir")
+
+SOON: Final = timedelta(seconds=10)
+"""When the sweeper looks for what could not be taken."""
+HAND: Final = timedelta(seconds=4)
+"""How long a batch waits for its turn to ask: while all is well, another one is through before that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +64,10 @@ class Workshop:
 def workshop() -> Workshop:
     """Made at the first task of a process, so that no connection is shared across a fork."""
     read = settings.read()
-    database = engine(read.database_url)
-    redis = Redis.from_url(read.redis_url, socket_timeout=5, socket_connect_timeout=2)
+    database = workers_engine(read.database_url)
+    redis = _patient_redis(read.redis_url)
     store, http, answers = Store(database), calls.client(), calls.Cache()
+    circuits = Circuits(circuit.client(read.redis_url), on_close=lambda endpoint: _api_is_back(store, endpoint))
     tokens = Tokens(database, Seal(read.secret), now)
 
     def asks_for(provider: Provider, endpoint: Endpoint) -> calls.Caller:
@@ -63,6 +79,7 @@ def workshop() -> Workshop:
             tokens=tokens,
             cache=answers,
             clock=now,
+            circuits=circuits,
         )
 
     parts = pipeline.Parts(
@@ -72,9 +89,35 @@ def workshop() -> Workshop:
         secrets_of=read.secrets_of,
         asks_for=asks_for,
         clock=now,
+        meaning=meaning,
         chance=Random(),  # noqa: S311  jitter, not a secret
+        hold=_hold,
     )
     return Workshop(settings=read, store=store, inbox=Inbox(redis), parts=parts, redis=redis)
+
+
+def _patient_redis(url: str) -> Redis:
+    """Once more where a connection has died; with the library's own patience a Redis that hangs takes a minute."""
+    return Redis.from_url(url, socket_timeout=3, socket_connect_timeout=1, retry=Retries(NoBackoff(), 1))
+
+
+def _api_is_back(store: Store, endpoint: str) -> None:
+    """What waits for it need not sit out its backoff."""
+    store.wake(endpoint, [ProviderUnavailable.reason, Throttled.reason], now())
+
+
+@worker_init.connect
+def open_slots(sender: Any, **_: Any) -> None:
+    """Before the children are forked, who share them."""
+    _slots["all"] = Slots(sender.concurrency, patience=HAND)
+
+
+_slots: dict[str, Slots] = {}
+
+
+def _hold(provider: str) -> AbstractContextManager[bool]:
+    """Whether this child may ask that provider now; outside of a worker everybody may."""
+    return _slots["all"].hold(provider) if _slots else nullcontext(True)
 
 
 @worker_init.connect
@@ -96,49 +139,94 @@ def _kept_tokens(read: settings.Settings) -> set[str]:
         database.dispose()
 
 
-@app.task(name=PROCESS)
-def process(delivery_id: str) -> str | None:
-    """Takes one delivery as far as it goes; the state that it reached. Running it twice does no harm."""
-    shop, identity = workshop(), UUID(delivery_id)
-    with _discreet():
-        land(identity, shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
-        job = shop.store.claim(identity, now())
-        if job is None:
-            return None
-        fate = _worked_on(job, shop.parts)
-    where = f"delivery={identity} endpoint={job.raw.endpoint} provider={job.provider}"
+@app.task(name=PROCESS, bind=True)
+def process(self: Task[..., str | None], *delivery_ids: str) -> str | None:
+    """Takes deliveries of one queue as far as they go; the state that the first of them reached.
+
+    In a backlog it takes more than its message names. Running it twice does no harm.
+    """
+    shop, began = workshop(), time.time()
+    own = ids_of(delivery_ids)
+    ids = _filled_up(own, shop, (self.request.delivery_info or {}).get("routing_key"))
+    jobs, fates = _worked_on(ids, shop)
+    for job in jobs:
+        _log(job, fates[job.raw.id])
+    attempts = {job.raw.id: job.attempt for job in jobs}
+    first, *others = ids
+    tell(
+        app,
+        [_outcome(one, attempts.get(one, 1), fates[one]) for one in others if one in fates],
+        hostname=self.request.hostname or "",
+        began=began,
+    )
+    fate = fates.get(first)
+    if isinstance(fate, ComesBack):
+        raise _retry(fate)
+    return fate.state if fate is not None else None
+
+
+def _filled_up(ids: list[UUID], shop: Workshop, queue: str | None) -> list[UUID]:
+    """Only a provider's queue is helped out: it holds nothing but nudges."""
+    if queue is None or queue not in shop.parts.providers:
+        return ids
+    try:
+        return filled_up(ids, shop.redis, queue)
+    except RedisError:
+        return ids  # the sweeper finds what was named in messages that got lost
+
+
+def _worked_on(ids: Sequence[UUID], shop: Workshop) -> tuple[list[Job], dict[UUID, Fate]]:
+    """The deliveries that were ours to work on, and what became of them.
+
+    What cannot even be taken stays where it is, in the inbox or in its row, and comes back.
+    """
+    parts = shop.parts
+    try:
+        jobs = take(ids, shop.inbox, shop.store, parts.config, parts.providers, now())
+    except (SQLAlchemyError, RedisError) as error:
+        found = meaning(error)
+        log.warning("action=take deliveries=%d reason=%s error=%s", len(ids), found.reason, found)
+        return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))
+    return jobs, pipeline.process(jobs, parts)
+
+
+def meaning(error: Exception) -> DeliveryError:
+    """What an exception means for a delivery. Of an error of the database only the class is told: its text quotes the
+    values of the row."""
+    match error:
+        case DeliveryError():
+            return error
+        case SQLAlchemyError():
+            return trouble(error)
+        case RedisError():
+            return DatabaseTrouble(f"redis: {type(error).__name__}", reason="inbox-trouble")
+        case SoftTimeLimitExceeded():
+            return ProviderUnavailable("it took longer than a task may take")
+    return pipeline.our_fault(error)
+
+
+def _log(job: Job, fate: Fate) -> None:
+    where = f"delivery={job.raw.id} endpoint={job.raw.endpoint} provider={job.provider}"
     if isinstance(fate, ComesBack):
         log.info("action=retry %s reason=%s at=%s", where, fate.error.reason, fate.at.isoformat())
-        raise _retry(fate)
-    log.info("action=process %s state=%s reason=%s", where, fate.state, fate.reason)
-    return fate.state
+    else:
+        log.info("action=process %s state=%s reason=%s", where, fate.state, fate.reason)
 
 
-def _worked_on(job: Job, parts: pipeline.Parts) -> Fate:
-    """Whatever happens outside of the delivery's own content stands in its row too, as far as that can be written."""
-    try:
-        return pipeline.process(job, parts)
-    except DBAPIError as error:
-        found: DeliveryError = trouble(error)
-    except SoftTimeLimitExceeded:
-        found = ProviderUnavailable("it took longer than a task may take")
-    except Exception as error:  # noqa: BLE001  a mistake of ours parks the delivery, or it would come back for ever
-        found = pipeline.our_fault(error)
-    return pipeline.set_aside(job, parts, found)
-
-
-@contextmanager
-def _discreet() -> Iterator[None]:
-    """What Celery logs and Flower shows is the class of a database's error: its text quotes the values of the row."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise trouble(error) from None
+def _outcome(delivery_id: UUID, attempt: int, fate: Fate) -> Outcome:
+    """What Flower shows of one that is not the first."""
+    if isinstance(fate, ComesBack):
+        return Outcome(delivery_id=delivery_id, retries=attempt - 1, trouble=repr(_told(fate.error)))
+    return Outcome(delivery_id=delivery_id, retries=attempt - 1, state=fate.state)
 
 
 def _retry(fate: ComesBack) -> Retry:
     """Celery's RETRY state, and nothing in Redis: the schedule is the row's, and the sweeper sends the task again."""
-    return Retry(exc=type(fate.error)(f"{fate.error.reason}: {fate.error}"), when=fate.at)
+    return Retry(exc=_told(fate.error), when=fate.at)
+
+
+def _told(error: DeliveryError) -> DeliveryError:
+    return type(error)(f"{error.reason}: {error}")
 
 
 @app.task(name=SWEEP)
