@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version as installed_version
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 from uuid import UUID
 
 import typer
@@ -20,12 +20,14 @@ from sqlalchemy import exc
 from console import context, queries, show
 from console.context import CommandError
 from console.services import ServiceError
-from schemas.delivery import State
+from schemas.delivery import State, now
 from schemas.endpoints import DEFAULT_FILE, ConfigError, path
 
 STATE_DIR: Final = ".reservoir"
 PAGE: Final = 50
 """Rows that a table shows when nothing else is asked for."""
+MANY: Final = 20
+"""So many deliveries are run again without a question."""
 
 ConfigFile = Annotated[Path, typer.Option("--config", envvar="RESERVOIR_CONFIG", help="The configuration file.")]
 StateDir = Annotated[
@@ -67,7 +69,7 @@ def main() -> None:
         _fail(f"PostgreSQL cannot be used: {_said(error)}")
 
 
-def _fail(line: str, code: int = 1) -> None:
+def _fail(line: str, code: int = 1) -> NoReturn:
     typer.echo(f"reservoir: {line}", err=True)
     raise SystemExit(code)
 
@@ -94,12 +96,24 @@ def up(
     state_dir: StateDir = STATE,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The receiver's port; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="The address that the receiver listens on.")] = "127.0.0.1",
+    scale: Annotated[
+        list[str] | None,
+        typer.Option("--scale", metavar="NAME=N", help="How often a process runs: --scale web=2 --scale beat=0."),
+    ] = None,
 ) -> None:
-    """Start everything: embedded servers where no URL is set, migrations, receiver, workers, beat, Flower."""
-    from console.up import Wish
+    """Start everything: embedded servers where no URL is set, migrations, receivers, workers, beat, Flower."""
+    from console.up import Wish, scale_of
     from console.up import up as run
 
-    run(Wish(config_file=config, state_dir=state_dir, host=host, port=port))
+    run(Wish(config_file=config, state_dir=state_dir, host=host, port=port, scale=scale_of(scale or ())))
+
+
+@app.command()
+def restart(config: ConfigFile = CONFIG_FILE, state_dir: StateDir = STATE) -> None:
+    """Replace the processes of the running `up` one by one, receivers first, without a gap."""
+    from console.up import restart as run
+
+    typer.echo(f"replaced: {' '.join(run(state_dir))}")
 
 
 @app.command()
@@ -194,12 +208,19 @@ def list_deliveries(
     state: Annotated[State | None, typer.Option(help="Only deliveries in this state.")] = None,
     endpoint: OfEndpoint = None,
     reason: Annotated[str | None, typer.Option(help="Only deliveries with this reason.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only what came since then: 90m, 24h, 7d, 2026-11-20 or 2026-11-20T18:30 (UTC).")
+    ] = None,
     limit: Limit = None,
 ) -> None:
     """What came in, the newest first."""
+    first = context.instant(since, now()) if since is not None else None
+    columns = show.PARKED if state == State.PARKED else show.DELIVERIES
     with context.database(state_dir) as engine:
-        found = queries.deliveries(engine, endpoint=endpoint, state=state, reason=reason, limit=_asked(limit, as_json))
-        _show(_known(found, endpoint, config), show.DELIVERIES, as_json, limit)
+        found = queries.deliveries(
+            engine, endpoint=endpoint, state=state, reason=reason, since=first, limit=_asked(limit, as_json)
+        )
+        _show(_known(found, endpoint, config), columns, as_json, limit)
 
 
 @deliveries.command("show")
@@ -210,10 +231,7 @@ def show_delivery(
     as_json: Json = False,
 ) -> None:
     """One delivery: the request as it came, and what became of it."""
-    try:
-        wanted = UUID(identity)
-    except ValueError:
-        raise CommandError(f"{identity!r} is no delivery's id; `reservoir deliveries list` shows them") from None
+    wanted = _identity(identity)
     with context.database(state_dir) as engine:
         row = queries.delivery(engine, wanted)
     if row is None:
@@ -222,6 +240,63 @@ def show_delivery(
         typer.echo(show.as_json(show.delivery(row), indent=2))
     else:
         show.delivery_page(row)
+
+
+@deliveries.command("retry")
+def retry_deliveries(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Deliveries by their ids.")] = None,
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program: the ids, as JSON.")] = False,
+    state: Annotated[State | None, typer.Option(help="All deliveries in this state.")] = None,
+    reason: Annotated[str | None, typer.Option(help="All deliveries with this reason.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Of those, only this endpoint's.")] = None,
+    ask_again: Annotated[
+        bool, typer.Option("--ask-again", help="Forget what the provider's API answered, and ask it anew.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help=f"Do not ask, also where it is more than {MANY}.")] = False,
+) -> None:
+    """Run deliveries again: dead letters whose cause is gone, or what was read wrongly."""
+    from workers.replay import Choice, chosen, replay
+
+    if bool(ids) == bool(state or reason) or (ids and endpoint):
+        _fail("say which: either ids, or --state or --reason, with --endpoint if you like; such as --state parked", 2)
+    choice = Choice(ids=[_identity(each) for each in ids or ()], state=state, reason=reason, endpoint=endpoint)
+    with context.database(state_dir) as engine:
+        found = chosen(engine, choice)
+        missing = [str(each) for each in sorted({*choice.ids} - {*found})]
+        if missing:
+            raise CommandError(f"there is no delivery {', '.join(missing)}; nothing was done")
+        if not found and endpoint is not None:
+            context.endpoint_of(context.read_config(config), endpoint)
+        if len(found) > MANY and not ids and not yes:
+            _ask(len(found))
+        done = replay(engine, found, now(), ask_again=ask_again)
+    for identity in done.held:
+        typer.echo(
+            f"delivery {identity} is in a worker's hands, or will be within seconds; it is left as it is", err=True
+        )
+    if as_json:
+        typer.echo(show.as_json({"again": done.again, "held": done.held}, indent=2))
+    else:
+        typer.echo(f"retry: again={len(done.again)} held={len(done.held)}")
+    if done.held and not done.again:
+        raise SystemExit(1)
+
+
+def _ask(count: int) -> None:
+    """Raises CommandError where there is nobody to be asked."""
+    if not sys.stdin.isatty():
+        raise CommandError(f"{count} deliveries would be run again; say --yes if that is what you want")
+    typer.confirm(f"Run {count} deliveries again?", abort=True, err=True)
+
+
+def _identity(text: str) -> UUID:
+    """Raises CommandError."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise CommandError(f"{text!r} is no delivery's id; `reservoir deliveries list` shows them") from None
 
 
 def _asked(limit: int | None, as_json: bool) -> int | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError
@@ -44,6 +46,21 @@ def endpoint_of(config: Config, name: str) -> Endpoint:
         mend = did_you_mean(name, config.endpoints)
         raise CommandError(f"{config.file}: there is no endpoint {name!r}{mend}; it has {', '.join(config.endpoints)}")
     return config.endpoints[name]
+
+
+_AGO: Final = re.compile(r"(\d{1,6})([mhd])")
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def instant(text: str, now: datetime) -> datetime:
+    """`90m`, `24h` or `7d` before now, a day, or a moment; without a zone it is UTC. Raises CommandError."""
+    try:
+        if ago := _AGO.fullmatch(text):
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise CommandError(f"{text!r} is no time; write 90m, 24h, 7d, 2026-11-20 or 2026-11-20T18:30") from None
 
 
 # --- the installation's secret ---------------------------------------------------------------------------------
@@ -80,7 +97,7 @@ def kept_secret(state_dir: Path) -> str:
 # --- what runs -------------------------------------------------------------------------------------------------
 
 
-def running(state_dir: Path) -> Mapping[str, str]:
+def running(state_dir: Path) -> Mapping[str, Any]:
     """What the owner of the state directory has announced; empty where it has none, or has not yet."""
     if not is_owned(state_dir):
         return {}
@@ -127,7 +144,7 @@ def _running_or_started(state_dir: Path, resources: ExitStack) -> str:
         if facts and "database_url" not in facts:
             raise CommandError("the running `reservoir up` has DATABASE_URL from its environment; set the same here")
         if facts:
-            return facts["database_url"]
+            return str(facts["database_url"])
         try:
             embedded = resources.enter_context(Embedded(state_dir, with_redis=False))
         except StateInUse:

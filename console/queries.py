@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,7 +17,7 @@ Row = Mapping[str, Any]
 
 _LISTED: Final = (
     *("id", "received_at", "endpoint", "provider", "origin", "method", "message_id", "state", "reason", "error"),
-    *("attempts", "next_attempt_at", "applied_at", "acknowledged_at"),
+    *("attempts", "next_attempt_at", "applied_at", "acknowledged_at", "replayed_at"),
 )
 """Of a delivery, all but what can be large: headers, body, lookup."""
 _BATCH: Final = 500
@@ -36,6 +37,7 @@ def deliveries(
     endpoint: str | None = None,
     state: str | None = None,
     reason: str | None = None,
+    since: datetime | None = None,
     limit: int | None = None,
 ) -> Iterator[Row]:
     """Deliveries without their bodies, the newest first."""
@@ -44,6 +46,8 @@ def deliveries(
     chosen = _equal(
         endpoint=(columns.endpoint, endpoint), state=(columns.state, state), reason=(columns.reason, reason)
     )
+    if since is not None:
+        chosen.append(columns.received_at >= since)
     query = select(*(columns[name] for name in _LISTED), size).where(*chosen)
     return _rows(engine, query.order_by(columns.received_at.desc(), columns.id.desc()).limit(limit))
 

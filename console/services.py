@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 from urllib.parse import quote
 
 import psutil
@@ -35,6 +35,9 @@ START_WITHIN: Final = 60.0
 """Seconds until a server must take connections; the recovery after a kill counts."""
 STOP_WITHIN: Final = 20.0
 """Seconds for a clean stop; then the server is killed."""
+PAUSE: Final = 0.5
+PAUSE_MOST: Final = 5.0
+"""Seconds between two starts of a server that died: doubled from one to the next, and never more than this."""
 
 POSTGRES_SETTINGS: Final = {
     "listen_addresses": "",
@@ -91,6 +94,9 @@ class Server:
     answers: Callable[[], bool]
     """Asks the server; False or an error while it is not up."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _died_at: float | None = field(default=None, init=False)
+    _again_at: float = field(default=0.0, init=False)
+    _pause: float = field(default=0.0, init=False)
 
     def start(self) -> None:
         """Starts it and waits until it answers. Raises ServiceError.
@@ -98,8 +104,7 @@ class Server:
         To be called from a thread that lives as long as the server shall: on Linux the server ends with it.
         """
         end(strays(self.folder), self.stop_signal)
-        with self.log.open("ab") as log:
-            self.process = _spawn(self.command, cwd=self.folder, output=log, stop_signal=self.stop_signal)
+        self._spawn()
         deadline = time.monotonic() + START_WITHIN
         while not self._up():
             if not self.alive or time.monotonic() > deadline:
@@ -119,6 +124,45 @@ class Server:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+    def tend(self) -> str | None:
+        """One step of keeping it up, by who started it; the news in one line. Waits for nothing.
+
+        Where it died it is started again, at the same address, later and later where that does not help. It is left
+        alone while it reads its file, however long that is.
+        """
+        now = time.monotonic()
+        if not self.alive:
+            return self._tried_again(now)
+        if self._died_at is None or not self._up():
+            return None
+        news = f"{self.name} is back after {now - self._died_at:.1f} s"
+        self._died_at = None
+        return news
+
+    def _tried_again(self, now: float) -> str | None:
+        first = self._died_at is None
+        if first:
+            self._died_at, self._again_at, self._pause = now, now, PAUSE
+        if now < self._again_at:
+            return None
+        left = strays(self.folder)
+        if left:  # PostgreSQL's own children may outlive it for a moment, and nobody may start beside them
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return f"{self.name} has died and is started again" if first else None
+        news = f"{self.name} has died and is started again" if first else f"{self.name} is started once more"
+        self._again_at, self._pause = now + self._pause, min(2 * self._pause, PAUSE_MOST)
+        try:
+            self._spawn()
+        except OSError as error:
+            return f"{self.name} cannot be started: {error.strerror}"
+        return news
+
+    def _spawn(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = _spawn(self.command, cwd=self.folder, output=log, stop_signal=self.stop_signal)
 
     @property
     def alive(self) -> bool:
@@ -221,7 +265,7 @@ def database_url(sockets: Path, database: str = _USER) -> str:
 
 
 def _postgres_answers(maintenance_url: str) -> bool:
-    with psycopg.connect(maintenance_url, autocommit=True) as connection:
+    with psycopg.connect(maintenance_url, autocommit=True, connect_timeout=2) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_USER]).fetchone() is None:
             connection.execute(f"CREATE DATABASE {_USER}")
     return True
@@ -311,7 +355,7 @@ def redis_url(sockets: Path) -> str:
 
 def _redis_answers(url: str) -> bool:
     """A server that still loads its file answers with an error."""
-    with redis.Redis.from_url(url, retry=None, socket_timeout=5.0) as client:
+    with redis.Redis.from_url(url, retry=None, socket_timeout=1.0) as client:
         return bool(client.ping())
 
 
@@ -378,7 +422,7 @@ class Embedded:
         self._resources.close()
         self.servers.clear()
 
-    def announce(self, facts: Mapping[str, str]) -> None:
+    def announce(self, facts: Mapping[str, Any]) -> None:
         """Tells other processes that look at the state directory, until the servers stop."""
         file = self.state_dir / ANNOUNCEMENT
         draft = file.with_suffix(".draft")
@@ -389,8 +433,12 @@ class Embedded:
     def _withdraw(self) -> None:
         (self.state_dir / ANNOUNCEMENT).unlink(missing_ok=True)
 
+    def tend(self) -> list[str]:
+        """One step of keeping the servers up, see Server.tend; what there is to tell."""
+        return [news for server in self.servers.values() if (news := server.tend()) is not None]
+
     def revive(self) -> list[str]:
-        """Starts again, at the same address, what has died by itself, and names it."""
+        """Starts again, at the same address, what has died by itself, waits for it, and names it."""
         dead = [server for server in self.servers.values() if not server.alive]
         for server in dead:
             server.start()

@@ -38,6 +38,8 @@ BOOKINGS: Final = (
 DELIVERIES: Final = (
     *("id", "received_at", "endpoint", "method", "state", "reason", "attempts", "next_attempt_at", "body_bytes"),
 )
+PARKED: Final = ("id", "received_at", "endpoint", "attempts", "reason", "error")
+"""Of deliveries that need a person: what is wrong with them."""
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 URLS: Final = ("endpoint", "provider", "url")
 

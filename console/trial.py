@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
+from console.services import ANNOUNCEMENT, bound_to_parent, redis_url
 from schemas.endpoints import SECRET, WHATS, Endpoint
 from simulators.ledger import Ledger, Verdict
 from simulators.server import Server
@@ -25,8 +26,6 @@ from simulators.venue import Venue
 
 READY_WITHIN: Final = 90.0
 STOPPED_WITHIN: Final = 60.0
-PATIENCE_MS: Final = "1500"
-"""A machine that runs trials is often busy with others; still within the shortest deadline, two seconds."""
 SETTLED: Final = ("applied", "duplicate", "stale", "ignored", "parked")
 
 
@@ -37,13 +36,29 @@ class TrialFailed(Exception):
 class Trial:
     """Use as an async context manager: inside it webhooks are taken, and every venue knows its URL."""
 
-    def __init__(self, venues: Sequence[Venue], ledger: Ledger, folder: Path) -> None:
+    def __init__(
+        self,
+        venues: Sequence[Venue],
+        ledger: Ledger,
+        folder: Path,
+        *,
+        scale: Mapping[str, int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.venues = venues
         self.ledger = ledger
         self.folder = folder
+        self.scale = dict(scale or {})
+        """Process of the Procfile → how many of it, where it is not one."""
         self.log = folder / "reservoir.log"
         self.api = Server(venues)
         self.url = ""
+        """The first receiver."""
+        self.urls: Sequence[str] = ()
+        """All receivers."""
+        self.pid = 0
+        """`reservoir up`, the parent of everything."""
+        self._more = dict(environment or {})
         self._environment: Mapping[str, str] = {}
         self._stack = AsyncExitStack()
 
@@ -74,12 +89,14 @@ class Trial:
             tables.append(f"[endpoints.{venue.endpoint}]\n{toml(settings)}")
             secrets.update({endpoint.variable(what): value for what, value in venue.secrets().items()})
         (self.folder / "reservoir.toml").write_text("\n".join(tables), encoding="utf-8")
-        self._environment = {**_without_ours(os.environ), **secrets, "RESERVOIR_PATIENCE_MS": PATIENCE_MS}
+        self._environment = {**_without_ours(os.environ), **secrets, **self._more}
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        log: IO[bytes] = stack.enter_context(self.log.open("wb"))
+        log: IO[bytes] = stack.enter_context(self.log.open("ab"))
+        scale = [word for name, many in self.scale.items() for word in ("--scale", f"{name}={many}")]
         process = await asyncio.create_subprocess_exec(
-            *_reservoir("up", "--port", "0"),
+            # When we are killed, it ends cleanly, and takes everything that it started with it.
+            *bound_to_parent(_reservoir("up", "--port", "0", *scale)),
             *self._where(),
             env=self._environment,
             stdout=asyncio.subprocess.PIPE,
@@ -95,14 +112,25 @@ class Trial:
         if not line.startswith(b"ready: "):
             raise TrialFailed(f"`reservoir up` did not become ready:\n{self.end_of_log()}")
         self.url = line.decode().removeprefix("ready: ").strip()
+        self.urls = self.announced().get("urls") or [self.url]
+        self.pid = process.pid
 
     def end_of_log(self, lines: int = 30) -> str:
         """The last that `reservoir up` and its processes printed."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
+    def announced(self) -> dict[str, Any]:
+        """What `reservoir up` tells of itself to other commands."""
+        facts: dict[str, Any] = json.loads((self.folder / "state" / ANNOUNCEMENT).read_text())
+        return facts
+
     def database_url(self) -> str:
         """Where the tables are."""
-        return str(json.loads((self.folder / "state" / "services.json").read_text())["database_url"])
+        return str(self.announced()["database_url"])
+
+    def redis_url(self) -> str:
+        """Where the inbox and the queues are."""
+        return redis_url((self.folder / "state" / "sockets").readlink())
 
     def _where(self) -> list[str]:
         return ["--config", str(self.folder / "reservoir.toml"), "--state-dir", str(self.folder / "state")]
@@ -114,6 +142,10 @@ class Trial:
 
     async def command(self, *words: str) -> Any:
         """What a `reservoir … --json` command answers. Raises TrialFailed."""
+        return json.loads(await self.run(*words))
+
+    async def run(self, *words: str) -> bytes:
+        """What a `reservoir` command prints. Raises TrialFailed."""
         process = await asyncio.create_subprocess_exec(
             *_reservoir(*words),
             *self._where(),
@@ -124,7 +156,7 @@ class Trial:
         out, errors = await process.communicate()
         if process.returncode != 0:
             raise TrialFailed(f"reservoir {' '.join(words)}: {errors.decode(errors='replace')}")
-        return json.loads(out)
+        return out
 
     async def compare(self) -> Verdict:
         """How the table compares with what the venues know, by the public command."""

@@ -1,62 +1,52 @@
 """`reservoir up`: embedded services where no URL is set, the migrations, and the processes of the Procfile.
 
-The processes are children of this one: what dies by itself starts again, and all of it ends when this one ends, however
-that happens. Each process is given the secrets that it needs and no others. Knows nothing of what the processes do.
+The processes are children of this one, and all of it ends when this one ends, however that happens. It tells in the
+state directory what runs, and `reservoir restart` asks it to replace the processes one by one. How one process is kept
+running is `console.processes`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import httpx
 import kombu.exceptions
 import redis
-from honcho.colour import get_colours
-from honcho.environ import parse_procfile
-from honcho.printer import Message, Printer
 
-from console.context import CommandError, read_config, secret, url_of_environment
+from console.context import CommandError, read_config, running, secret, url_of_environment
+from console.processes import GRACE, READY_WITHIN, NotReplaced, Output, Process, environment_of, procfile, say
 from console.queries import kept_tokens
-from console.services import Embedded, bound_to_parent
-from schemas.endpoints import SECRET, WHATS, Config, ConfigError
+from console.services import Embedded
+from schemas.endpoints import SECRET, Config, ConfigError
 from workers.app import app, broker_url
 from workers.database import engine
 from workers.migrate import upgrade
 from workers.registry import check_access
 
-PROJECT: Final = Path(__file__).resolve().parent.parent
-READY_WITHIN: Final = 90.0
-"""Seconds from the start of the processes until a webhook must be taken."""
-GRACE: Final = 30.0
-"""Seconds for the processes to end; a worker gives its running tasks 20."""
-BACKOFF_MOST: Final = 30.0
-STEADY: Final = 60.0
-"""A process that has run for so many seconds is forgiven its earlier ends."""
-GIVE_UP: Final = 3
-"""So many ends before we are ready mean that it will not get better."""
-
+STEP: Final = 0.1
+"""Seconds between two looks at the processes."""
+SETTLE: Final = 3.0
+"""Seconds between two receivers of a rolling restart: a load balancer that asks every second must have seen the first
+one again before the second one leaves."""
 STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RESTART: Final = signal.SIGUSR1
 
-GRANTED: Final[Mapping[str, frozenset[str]]] = {
-    "web": frozenset({"REDIS_URL", SECRET}),
-    "beat": frozenset({"REDIS_URL"}),
-    "flower": frozenset({"REDIS_URL"}),
-}
-"""Of what is secret, what a process may know; a process that is not named, such as the worker, may know all of it."""
+RECEIVER: Final = "web"
+WORKER: Final = "worker"
+SCALED: Final = (RECEIVER, WORKER)
+"""What can run several times; two `beat` would send everything twice, and Flower has one port."""
+ROLLING: Final = (RECEIVER, WORKER)
+"""The order of a rolling restart: receivers first, and after the workers whatever else there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +57,38 @@ class Wish:
     state_dir: Path
     host: str = "127.0.0.1"
     port: int = 8000
-    """0: a free one."""
+    """Of the first receiver; the others take the ports that follow. 0: free ones."""
+    scale: Mapping[str, int] = field(default_factory=dict)
+    """How often a line of the Procfile runs, where that is not once."""
+
+
+def scale_of(words: Sequence[str]) -> dict[str, int]:
+    """`web=2` and the like as numbers. Raises ConfigError, CommandError."""
+    names = procfile()
+    scale = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        where = f"--scale {word}"
+        if name not in names:
+            raise ConfigError(where, f"the Procfile has no {name!r}; it has {', '.join(names)}")
+        if not number.isdecimal():
+            raise ConfigError(where, f"takes a whole number, such as {name}={2 if name in SCALED else 0}")
+        if int(number) > 1 and name not in SCALED:
+            raise ConfigError(where, f"{name} runs once; only {' and '.join(SCALED)} can run several times")
+        scale[name] = int(number)
+    return scale
 
 
 def up(wish: Wish) -> None:
     """Runs until Ctrl-C or SIGTERM, then stops all of it. Raises ConfigError, ServiceError, CommandError."""
     config = read_config(wish.config_file)
+    rollout = Rollout(wish.config_file)
     with suppress(Stopped):
+        signal.signal(RESTART, rollout.ask)
         for number in STOPS:
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, _stop)
-        _up(wish, config)
+        _up(wish, config, rollout)
 
 
 class Stopped(BaseException):
@@ -91,28 +102,28 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped
 
 
-def _up(wish: Wish, config: Config) -> None:
+def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
     database, queue = url_of_environment(), os.environ.get("REDIS_URL")
     installation = secret(wish.state_dir)
-    port = _port(wish.host, wish.port)
-    flower = _port("127.0.0.1", _flower_port())
-    with Embedded(wish.state_dir, with_postgres=not database, with_redis=not queue) as embedded:
+    with ExitStack() as resources:
+        receivers = _receivers(wish, resources)
+        flower = _port("127.0.0.1", _flower_port())
+        embedded = resources.enter_context(Embedded(wish.state_dir, with_postgres=not database, with_redis=not queue))
         addresses = {
             "DATABASE_URL": database or embedded.database_url,
             "REDIS_URL": queue or embedded.redis_url,
             "HOST": wish.host,
-            "PORT": str(port),
             "FLOWER_PORT": str(flower),
             "RESERVOIR_CONFIG": str(wish.config_file.resolve()),
             "RESERVOIR_STATE_DIR": str(embedded.state_dir),
             SECRET: installation,
         }
-        url = _url(wish.host, port)
         _prepare(addresses["DATABASE_URL"], config)
-        embedded.announce(_facts(embedded, url))
-        _say(f"Flower, which shows what the workers do: {_url('127.0.0.1', flower)}")
-        with _processes(addresses) as processes:
-            _watch(processes, embedded, url, addresses["REDIS_URL"])
+        if wish.scale.get("flower", 1):
+            say(f"Flower, which shows what the workers do: {_url('127.0.0.1', flower)}")
+        planned = _planned(wish.scale, addresses, receivers)
+        with _running(planned) as processes:
+            _watch(House(processes, embedded, addresses["REDIS_URL"]), rollout)
 
 
 def _prepare(database_url: str, config: Config) -> None:
@@ -124,137 +135,68 @@ def _prepare(database_url: str, config: Config) -> None:
         opened.dispose()
 
 
-def _facts(embedded: Embedded, url: str) -> dict[str, str]:
-    """What another command may know of us; the address of a database that is not ours is not ours to tell."""
-    own = {"database_url": embedded.database_url} if "PostgreSQL" in embedded.servers else {}
-    return {"url": url, "secret": "environment" if os.environ.get(SECRET) else "kept", **own}
+# --- what runs -------------------------------------------------------------------------------------------------
 
 
-def _watch(processes: list[Process], embedded: Embedded, url: str, redis_url: str) -> NoReturn:
-    """Starts again what died, for ever; says once when a webhook would be taken."""
-    deadline: float | None = time.monotonic() + READY_WITHIN
-    while True:
-        for name in embedded.revive():
-            _say(f"{name} had died and was started again")
-        for process in processes:
-            process.mend(for_good=deadline is not None)
-        if deadline is not None and _takes_webhooks(url) and _worker_answers(redis_url):
-            deadline = None
-            sys.stdout.write(f"ready: {url}\n")
-            sys.stdout.flush()
-        if deadline is not None and time.monotonic() > deadline:
-            raise CommandError(f"not ready after {READY_WITHIN:g} s; the output above says why")
-        time.sleep(0.2)
+@dataclass(frozen=True)
+class Receiver:
+    """Where a receiver listens."""
+
+    port: int
+    url: str
+    held: socket.socket | None = None
 
 
-def _takes_webhooks(url: str) -> bool:
-    with suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=2.0) as client:
-        return client.get(f"{url}/readyz").status_code == 200
-    return False
+def _receivers(wish: Wish, resources: ExitStack) -> list[Receiver]:
+    """The places of the receivers. Raises CommandError where a port is taken.
+
+    The socket of a single receiver is ours: while the receiver is away, senders wait for the next one instead of being
+    refused. Of several each opens its own: being refused is what makes a load balancer go to another one at once.
+    """
+    count = wish.scale.get(RECEIVER, 1)
+    taken = [resources.enter_context(_bound(wish.host, wish.port and wish.port + place)) for place in range(count)]
+    ports = [sock.getsockname()[1] for sock in taken]
+    if count == 1:
+        return [Receiver(ports[0], _url(wish.host, ports[0]), taken[0])]
+    for sock in taken:
+        sock.close()
+    return [Receiver(port, _url(wish.host, port)) for port in ports]
 
 
-def _worker_answers(redis_url: str) -> bool:
-    app.conf.update(broker_url=broker_url(redis_url))
-    try:
-        return bool(app.control.broadcast("ping", reply=True, limit=1, timeout=1.0))
-    except (kombu.exceptions.OperationalError, redis.RedisError, OSError):
-        return False
-    finally:
-        app.close()
+def _planned(scale: Mapping[str, int], addresses: Mapping[str, str], receivers: Sequence[Receiver]) -> list[Process]:
+    """Every process that shall run, by the Procfile and the wish, in the order of their start."""
+    lines = procfile()
+    names = {kind: _names(kind, scale.get(kind, 1)) for kind in lines}
+    output = Output(name for several in names.values() for name in several)
+    planned = []
+    for kind, several in names.items():
+        for place, name in enumerate(several):
+            receiver = receivers[place] if kind == RECEIVER else None
+            own = {"RESERVOIR_PROCESS": name, **({"PORT": str(receiver.port)} if receiver else {})}
+            planned.append(
+                Process(
+                    name=name,
+                    kind=kind,
+                    command=lines[kind],
+                    environment=environment_of(kind, {**addresses, **own}),
+                    output=output,
+                    url=receiver.url if receiver else None,
+                    held=receiver.held if receiver else None,
+                )
+            )
+    return planned
 
 
-# --- the processes ---------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Process:
-    """One line of the Procfile, kept running."""
-
-    name: str
-    command: str
-    environment: Mapping[str, str]
-    output: Output
-    popen: subprocess.Popen[bytes] = field(init=False)
-    started: float = field(default=0.0, init=False)
-    ends: int = field(default=0, init=False)
-    again_at: float | None = field(default=None, init=False)
-
-    def start(self) -> None:
-        """In a session of its own: Ctrl-C reaches us only, and a forced end reaches all of its children."""
-        self.popen = subprocess.Popen(  # noqa: S603  (the command is the Procfile's)
-            # By force: when we were killed, Redis is gone too, and nothing that they still do would be kept.
-            bound_to_parent(["sh", "-c", f"exec {self.command}"], signal.SIGKILL),
-            cwd=PROJECT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.started, self.again_at = time.monotonic(), None
-        threading.Thread(target=self.output.relay, args=(self.name, self.popen), daemon=True).start()
-
-    def mend(self, *, for_good: bool) -> None:
-        """Starts it again, later and later, where it has ended by itself.
-
-        Raises CommandError where it ends again and again and `for_good` says that it has never worked.
-        """
-        if self.popen.poll() is None:
-            return
-        now = time.monotonic()
-        if self.again_at is None:
-            self.ends = 1 if now - self.started > STEADY else self.ends + 1
-            if for_good and self.ends >= GIVE_UP:
-                raise CommandError(f"{self.name} does not start (it ended with {self.popen.returncode}); see above")
-            wait = min(2.0 ** (self.ends - 1), BACKOFF_MOST)
-            _say(f"{self.name} ended with {self.popen.returncode}; it starts again in {wait:g} s")
-            self.again_at = now + wait
-        elif now >= self.again_at:
-            _kill_group(self.popen)
-            self.start()
-
-    def ask_to_end(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.terminate()
-
-    def end(self, deadline: float) -> None:
-        """Waits for the end, or forces it; nothing of its session is left afterwards."""
-        try:
-            self.popen.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _say(f"{self.name} did not end in time and is killed")
-        _kill_group(self.popen)
-        self.popen.wait()
-
-
-def _kill_group(popen: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(popen.pid, signal.SIGKILL)
-
-
-def procfile() -> Mapping[str, str]:
-    """Name → command line, in the order of the start. Raises CommandError."""
-    try:
-        text = (PROJECT / "Procfile").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CommandError(
-            "there is no Procfile beside the package; `up` runs from a checkout of the project"
-        ) from None
-    lines: Mapping[str, str] = parse_procfile(text).processes
-    return lines
+def _names(kind: str, count: int) -> list[str]:
+    return [kind] if count == 1 else [f"{kind}.{number}" for number in range(1, count + 1)]
 
 
 @contextmanager
-def _processes(addresses: Mapping[str, str]) -> Iterator[list[Process]]:
-    lines = procfile()
-    output = Output(lines)
-    processes = [
-        Process(name=name, command=command, environment=environment_of(name, addresses), output=output)
-        for name, command in lines.items()
-    ]
+def _running(planned: Sequence[Process]) -> Iterator[list[Process]]:
+    """All of them started; all of them ended afterwards."""
     started: list[Process] = []
     try:
-        for process in processes:
+        for process in planned:
             process.start()
             started.append(process)
         yield started
@@ -266,52 +208,197 @@ def _processes(addresses: Mapping[str, str]) -> Iterator[list[Process]]:
             process.end(deadline)
 
 
-_SECRET_NAME: Final = re.compile(rf"RESERVOIR_.+_({'|'.join(WHATS)})|{SECRET}|(DATABASE|REDIS)_URL|PG.*", re.IGNORECASE)
+@dataclass(frozen=True)
+class House:
+    """All that runs here."""
+
+    processes: Sequence[Process]
+    embedded: Embedded
+    redis_url: str
+
+    @property
+    def urls(self) -> list[str]:
+        """The receivers' addresses."""
+        return [process.url for process in self.processes if process.url is not None]
+
+    def works(self, process: Process) -> bool:
+        """Whether a process does what it is for: only receivers and workers can be asked."""
+        if process.url is not None:
+            return _takes_webhooks(process.url)
+        return process.kind != WORKER or process.name in _answering(self.redis_url, len(self._workers))
+
+    def ready(self) -> bool:
+        """Every receiver takes webhooks, and a worker, where there is any, is there to work on them."""
+        if not all(map(_takes_webhooks, self.urls)):
+            return False
+        return not self._workers or not self._workers.isdisjoint(_answering(self.redis_url, 1))
+
+    @property
+    def _workers(self) -> set[str]:
+        return {process.name for process in self.processes if process.kind == WORKER}
+
+    def facts(self, rollout: Rollout) -> dict[str, Any]:
+        """What another command may know of us; the address of a database that is not ours is not ours to tell."""
+        own = {"database_url": self.embedded.database_url} if "PostgreSQL" in self.embedded.servers else {}
+        return {
+            "pid": os.getpid(),
+            **({"url": self.urls[0]} if self.urls else {}),
+            "urls": self.urls,
+            "secret": "environment" if os.environ.get(SECRET) else "kept",
+            **own,
+            "processes": [{"name": process.name, "pid": process.popen.pid} for process in self.processes],
+            "restart": rollout.facts(),
+        }
 
 
-def environment_of(name: str, addresses: Mapping[str, str], given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Our own environment and the addresses, without the secrets that the process is not granted."""
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
-    whole = {**given, **addresses, "PATH": programs, "PYTHONUNBUFFERED": "1"}
-    granted = GRANTED.get(name, whole.keys())
-    return {key: value for key, value in whole.items() if key in granted or not _SECRET_NAME.fullmatch(key)}
+def _watch(house: House, rollout: Rollout) -> NoReturn:
+    """Starts again what died, for ever; says once when a webhook would be taken; replaces all of it when asked."""
+    deadline: float | None = time.monotonic() + READY_WITHIN
+    told: dict[str, Any] = {}
+    while True:
+        for news in house.embedded.tend():
+            say(news)
+        for process in house.processes:
+            process.mend(for_good=deadline is not None)
+        if deadline is None:
+            rollout.step(house)
+        facts = house.facts(rollout)
+        if facts != told:
+            house.embedded.announce(facts)
+            told = facts
+        if deadline is not None and house.ready():
+            deadline = None
+            sys.stdout.write(f"ready: {house.urls[0] if house.urls else 'no receiver'}\n")
+            sys.stdout.flush()
+        if deadline is not None and time.monotonic() > deadline:
+            raise CommandError(f"not ready after {READY_WITHIN:g} s; the output above says why")
+        time.sleep(STEP)
 
 
-class Output:
-    """What the processes print, line by line with their names, on stderr: stdout is for the one line `ready: …`."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._printer = Printer(sys.stderr, width=max(map(len, names)))
-        self._colours = dict(zip(names, get_colours(), strict=False))
-        self._lock = threading.Lock()
-
-    def relay(self, name: str, popen: subprocess.Popen[bytes]) -> None:
-        """Until the process closes its output; read on where nobody reads ours, so that the process never blocks."""
-        assert popen.stdout is not None
-        with popen.stdout as lines:
-            for line in lines:
-                with self._lock, suppress(OSError):
-                    self._printer.write(
-                        Message("line", line, datetime.now(), name, self._colours[name])  # noqa: DTZ005  (for eyes)
-                    )
+def _takes_webhooks(url: str) -> bool:
+    with suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=2.0) as client:
+        return client.get(f"{url}/readyz").status_code == 200
+    return False
 
 
-# --- ports and words -------------------------------------------------------------------------------------------
+def _answering(redis_url: str, most: int) -> set[str]:
+    """The workers that answer a ping, by the names that we gave them; so many are enough."""
+    app.conf.update(broker_url=broker_url(redis_url))
+    try:
+        answers: list[dict[str, Any]] = app.control.broadcast("ping", reply=True, limit=most, timeout=1.0) or []
+    except (kombu.exceptions.OperationalError, redis.RedisError, OSError):
+        return set()
+    finally:
+        app.close()
+    return {node.partition("@")[0] for answer in answers for node in answer}
 
 
-def _port(host: str, wanted: int, patience: float = 3.0) -> int:
-    """The port, or a free one for 0; one that is just given back is waited for. Raises CommandError."""
+# --- a rolling restart -----------------------------------------------------------------------------------------
+
+
+class Rollout:
+    """Replaces the processes one by one; where one does not come back, the others are left as they are."""
+
+    def __init__(self, config_file: Path) -> None:
+        self._config_file = config_file
+        self._asked = False
+        self._steps: Iterator[None] | None = None
+        self._count = 0
+        self._trouble: str | None = None
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """The signal's handler; the work is done by `step`."""
+        self._asked = True
+
+    def facts(self) -> dict[str, Any]:
+        """How many are done, whether one is under way, and why the last one stopped, if it did."""
+        return {"done": self._count, "under_way": self._steps is not None, "trouble": self._trouble}
+
+    def step(self, house: House) -> None:
+        """A small step, where there is one to take."""
+        if self._steps is None and self._asked:
+            self._asked, self._trouble = False, None
+            self._steps = self._through(house)
+        if self._steps is None:
+            return
+        try:
+            next(self._steps)
+            return
+        except StopIteration:
+            say("every process has been replaced")
+        except (NotReplaced, ConfigError) as error:
+            self._trouble = str(error)
+            say(f"the restart has stopped: {error}")
+        self._steps, self._count = None, self._count + 1
+
+    def _through(self, house: House) -> Iterator[None]:
+        read_config(self._config_file)  # what cannot start is better known before anything ends
+        for process in sorted(house.processes, key=_turn):
+            say(f"{process.name} is replaced")
+            yield from process.replace(_asker(house, process))
+            if process.url is not None and process.held is None:
+                yield from _while(SETTLE)
+
+
+def _while(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+
+
+def _turn(process: Process) -> int:
+    return ROLLING.index(process.kind) if process.kind in ROLLING else len(ROLLING)
+
+
+def _asker(house: House, process: Process) -> Callable[[], bool]:
+    return lambda: house.works(process)
+
+
+def restart(state_dir: Path) -> list[str]:
+    """Has the running `up` replace its processes, and waits for it; their names. Raises CommandError."""
+    facts = running(state_dir)
+    if "pid" not in facts:
+        raise CommandError(f"no `reservoir up` is running over {state_dir}; give --state-dir, or start it")
+    wanted = facts["restart"]["done"] + 1 + facts["restart"]["under_way"]
+    os.kill(facts["pid"], RESTART)
+    while (facts := running(state_dir)) and facts["restart"]["done"] < wanted:
+        time.sleep(STEP)
+    if not facts:
+        raise CommandError("`reservoir up` has ended meanwhile")
+    if facts["restart"]["trouble"]:
+        raise CommandError(f"the restart has stopped: {facts['restart']['trouble']}; the others run as before")
+    return [process["name"] for process in facts["processes"]]
+
+
+# --- ports -----------------------------------------------------------------------------------------------------
+
+
+def _port(host: str, wanted: int) -> int:
+    """The port, or a free one for 0. Raises CommandError."""
+    with _bound(host, wanted) as sock:
+        return int(sock.getsockname()[1])
+
+
+def _bound(host: str, wanted: int, patience: float = 3.0) -> socket.socket:
+    """A socket at this port, or at a free one for 0, on which nobody listens yet; a port that is just given back is
+    waited for. Raises CommandError."""
     deadline = time.monotonic() + patience
     while True:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
-            with socket.create_server(
-                (host, wanted), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-            ) as free:
-                return int(free.getsockname()[1])
-        except OSError as error:
+            if wanted:  # a free port shall be ours alone, also before anybody listens
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((host, wanted))
+        except (OSError, OverflowError) as error:
+            sock.close()
             if time.monotonic() > deadline:
-                why = f"{error.strerror}; give another --port or --host, --port 0 takes a free one"
-                raise CommandError(f"cannot listen on {host}:{wanted}: {why}") from None
+                why = getattr(error, "strerror", None) or error
+                mend = "give another --port or --host, --port 0 takes a free one"
+                raise CommandError(f"cannot listen on {host}:{wanted}: {why}; {mend}") from None
+        else:
+            return sock
         time.sleep(0.1)
 
 
@@ -327,9 +414,3 @@ def _url(host: str, port: int) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):
-        sys.stderr.write(f"reservoir: {line}\n")
-        sys.stderr.flush()

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from console.up import environment_of, procfile
+from console.processes import environment_of, procfile
 
 PROJECT = Path(__file__).resolve().parent.parent
 OURS = ("receiver", "worker", "beat", "flower", "migrate", "cli")
@@ -71,7 +71,12 @@ def test_every_name_in_it_exists(compose: Mapping[str, Any], services: Mapping[s
 def test_the_receiver_knows_no_database_and_no_provider(services: Mapping[str, Any]) -> None:
     """It faces the internet: no DATABASE_URL, no secrets of endpoints, no way into the network of PostgreSQL."""
     receiver = services["receiver"]
-    assert set(receiver["environment"]) == {"REDIS_URL", "RESERVOIR_SECRET", "RESERVOIR_CONFIG"}
+    assert set(receiver["environment"]) == {
+        "REDIS_URL",
+        "RESERVOIR_SECRET",
+        "RESERVOIR_CONFIG",
+        "RESERVOIR_SPOOL_DIR",
+    }
     assert "env_file" not in receiver
     assert set(receiver["networks"]) & set(services["postgres"]["networks"]) == set()
     assert {name for name, service in services.items() if "env_file" in service} == {"worker", "cli"}
@@ -91,6 +96,36 @@ def test_what_a_receiver_confirms_is_on_the_disk(services: Mapping[str, Any]) ->
         assert setting in command
     assert services["redis"]["volumes"] == ["redis:/data"]
     assert services["postgres"]["image"].startswith("postgres:18")
+
+
+def test_what_a_receiver_spools_outlives_it(services: Mapping[str, Any]) -> None:
+    """In a volume that every receiver shares, that nobody else has, and that the image's user may write into."""
+    receiver = services["receiver"]
+    place = receiver["environment"]["RESERVOIR_SPOOL_DIR"]
+    assert f"spool:{place}" in receiver["volumes"]
+    assert set(services["beat"]["volumes"]) < {*receiver["volumes"]}
+    with_it = {name for name, service in services.items() if f"spool:{place}" in service.get("volumes", ())}
+    assert with_it == {"receiver"}
+    image = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+    (user,) = re.findall(r"(?m)^USER (\d+)$", image)
+    assert re.search(rf"install --directory --owner={user} --mode=0700 {place}$", image, re.MULTILINE)
+
+
+def test_a_stop_waits_for_what_is_under_way(services: Mapping[str, Any]) -> None:
+    """Longer than a receiver gives its requests, and than a worker may ask a provider's API."""
+    command = " ".join(services["receiver"]["command"])
+    (graceful,) = re.findall(r"--timeout-graceful-shutdown=(\d+)", command)
+    assert int(services["receiver"]["stop_grace_period"].removesuffix("s")) > int(graceful)
+    assert int(services["worker"]["stop_grace_period"].removesuffix("s")) > 30
+
+
+def test_who_has_no_deadline_makes_way(services: Mapping[str, Any]) -> None:
+    """A backlog must not slow an answer down: workers, beat and Flower come after the receiver."""
+    for name in ("worker", "beat", "flower"):
+        assert procfile()[name].startswith("nice ")
+        assert services[name]["cpu_shares"] < 1024
+    assert not procfile()["web"].startswith("nice ")
+    assert "cpu_shares" not in services["receiver"]
 
 
 def test_migrations_run_once_and_before_the_workers(services: Mapping[str, Any]) -> None:
@@ -123,10 +158,13 @@ def test_scaled_services_have_no_name_or_port_of_their_own(services: Mapping[str
 
 @pytest.mark.parametrize(("service", "process"), [("receiver", "web"), ("worker", "worker"), ("beat", "beat")])
 def test_containers_and_procfile_run_the_same(services: Mapping[str, Any], service: str, process: str) -> None:
-    """Every option of the Procfile, but for addresses, is one of the container's as well."""
+    """Every option of the Procfile, but for addresses, is one of the container's as well.
+
+    A worker's own name is its container's.
+    """
     line = procfile()[process]
     words = " ".join(services[service]["command"]).replace("=", " ").split()
-    for option in re.findall(r"--[a-z-]+", line):
+    for option in {*re.findall(r"--[a-z-]+", line)} - {"--hostname"}:
         assert option in words, option
 
 
@@ -153,9 +191,10 @@ def test_up_gives_a_process_the_secrets_that_it_needs(process: str, known: set[s
 
 
 def test_the_balancer_tries_again_only_where_nothing_was_kept() -> None:
-    """A refused connection; never a silence or a 503, after which a second copy could overtake newer news."""
+    """A refused connection, or one that a receiver closed without a word, as one that is being replaced does; never a
+    silence or a 503, after which a second copy could overtake newer news."""
     settings = (PROJECT / "deploy" / "haproxy.cfg").read_text(encoding="utf-8")
-    assert re.findall(r"^ *retry-on (.*)$", settings, re.MULTILINE) == ["conn-failure"]
+    assert re.findall(r"^ *retry-on (.*)$", settings, re.MULTILINE) == ["conn-failure empty-response"]
     assert "httpchk GET /readyz" in settings
     formats = re.findall(r'log-format "(.*)"', settings)
     assert formats

@@ -140,6 +140,41 @@ def test_a_server_that_died_comes_back_at_the_same_address(tmp_path: Path) -> No
         assert read_and_write(*urls, "after") == ["before", "before"]
 
 
+def test_supervision_does_not_wait_for_a_server(tmp_path: Path) -> None:
+    """Killed, both come back at the same address with all that they confirmed, and no step towards it takes long.
+
+    A start that fails is tried again for as long as it takes.
+    """
+    with Embedded(tmp_path / "state") as embedded:
+        urls = embedded.database_url, embedded.redis_url
+        read_and_write(*urls, "before")
+        assert embedded.tend() == []
+        kept = embedded.servers["Redis"].command
+        embedded.servers["Redis"].command = ["/nonexistent/redis-server"]
+        for server in embedded.servers.values():
+            assert server.process is not None
+            server.process.kill()
+            server.process.wait()
+        told: list[str] = []
+        longest = 0.0
+
+        def said(words: str) -> bool:
+            nonlocal longest
+            began = time.monotonic()
+            told.extend(embedded.tend())
+            longest = max(longest, time.monotonic() - began)
+            return any(words in line for line in told)
+
+        assert eventually(lambda: said("PostgreSQL is back after"))
+        assert eventually(lambda: said("Redis is started once more"))
+        embedded.servers["Redis"].command = kept
+        assert eventually(lambda: said("Redis is back after"))
+        assert longest < 3.0
+        assert told[:2] == ["PostgreSQL has died and is started again", "Redis has died and is started again"]
+        assert read_and_write(*urls, "after") == ["before", "before"]
+        assert embedded.tend() == []
+
+
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
     """No fixed port, no shared name: two installations or two test runs on one machine."""
     with ExitStack() as running:

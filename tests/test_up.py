@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+
+from tests.serving import free_port, listening
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(240)]
 
@@ -56,13 +62,29 @@ class Up:
         children = psutil.Process(self.popen.pid).children()
         return next(child for child in children if words in " ".join(child.cmdline()))
 
+    def announced(self) -> dict[str, Any]:
+        """What stands in services.json."""
+        facts: dict[str, Any] = json.loads((self.folder / ".reservoir" / "services.json").read_text())
+        return facts
+
+    def pids(self) -> dict[str, int]:
+        return {process["name"]: process["pid"] for process in self.announced()["processes"]}
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def hook(self) -> str:
+        """The path of the endpoint's URL."""
+        [found] = json.loads(self.command("urls", "--json").stdout)
+        return "/hooks/" + str(found["url"]).split("/hooks/")[1]
+
 
 @contextmanager
-def running(folder: Path) -> Iterator[Up]:
-    (folder / "reservoir.toml").write_text(CONFIG, encoding="utf-8")
+def running(folder: Path, *words: str, config: str = CONFIG) -> Iterator[Up]:
+    (folder / "reservoir.toml").write_text(config, encoding="utf-8")
     with (folder / "log").open("w") as log:
         popen = subprocess.Popen(
-            [RESERVOIR, "up", "--port", "0"],
+            [RESERVOIR, "up", "--port", "0", *words],
             cwd=folder,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -129,7 +151,8 @@ def test_what_dies_comes_back(tmp_path: Path) -> None:
         [found] = json.loads(up.command("urls", "--json").stdout)
         for words in (" worker ", "redis-server"):
             up.process(words).kill()
-        assert eventually(lambda: "worker ended with -9; it starts again" in (tmp_path / "log").read_text())
+        assert eventually(lambda: "worker ended with -9; it starts again now" in up.log())
+        assert eventually(lambda: "Redis is back after" in up.log())
         with httpx.Client(trust_env=False) as client:
             assert eventually(lambda: client.post(found["url"], content=b"no booking").status_code == 200)
         assert eventually(lambda: '"parked"' in up.command("deliveries", "list", "--json").stdout)
@@ -147,3 +170,153 @@ def test_a_killed_up_takes_everything_with_it(tmp_path: Path) -> None:
         assert eventually(lambda: not any(process.is_running() for process in everything))
     with running(tmp_path) as up:
         assert up.command("bookings", "list", "--json").stdout == "[]\n"
+
+
+# --- a rolling restart -----------------------------------------------------------------------------------------
+
+HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Senders:
+    """Two that send all the time, one on a connection of its own each time, one on a connection that is kept."""
+
+    url: str
+    answers: list[int | str]
+    """Status codes, and the names of what went wrong."""
+
+    def _send(self, kept: bool) -> None:
+        with httpx.Client(trust_env=False, timeout=10.0) as client:
+            while not self._enough.is_set():
+                try:
+                    headers = {} if kept else {"connection": "close"}
+                    self.answers.append(client.post(self.url, content=b"no booking", headers=headers).status_code)
+                except httpx.TransportError as error:
+                    self.answers.append(repr(error))
+                time.sleep(0.05)
+
+    def __enter__(self) -> Senders:
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(kept,)) for kept in (False, True)]
+        for thread in self._threads:
+            thread.start()
+        assert eventually(lambda: len(self.answers) > 20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def balancer(folder: Path, receivers: list[str]) -> Iterator[str]:
+    """deploy/haproxy.cfg in front of these receivers, without Docker's name service; its base URL."""
+    assert HAPROXY is not None
+    port = free_port()
+    settings = (PROJECT / "deploy" / "haproxy.cfg").read_text(encoding="utf-8")
+    settings = re.sub(r"(?m)^resolvers docker\n(?: .*\n)+", "", settings)
+    servers = "\n".join(f"    server receiver-{n} {url.removeprefix('http://')}" for n, url in enumerate(receivers))
+    settings = re.sub(r"(?m)^ *server-template .*$", servers, settings)
+    settings = settings.replace("bind :8080", f"bind 127.0.0.1:{port}")
+    file = folder / "haproxy.cfg"
+    file.write_text(settings, encoding="utf-8")
+    with (folder / "haproxy.log").open("w") as log:
+        process = subprocess.Popen([HAPROXY, "-db", "-f", file], stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="haproxy is not on the PATH; nothing was proved about load balancers")
+def test_two_receivers_are_replaced_without_a_refusal(tmp_path: Path) -> None:
+    """Behind the load balancer of `deploy/`, every request is answered 200 while every process is replaced.
+
+    Two receivers and two workers are processes of their own with names of their own; what is scaled to nothing is not
+    there, and the rest is ready without it.
+    """
+    with running(tmp_path, *("--scale", "web=2", "--scale", "worker=2", "--scale", "flower=0")) as up:
+        facts, before = up.announced(), up.pids()
+        assert facts["url"] == facts["urls"][0] == up.url
+        assert len({*facts["urls"]}) == 2
+        assert facts["pid"] == up.popen.pid
+        assert list(before) == ["web.1", "web.2", "worker.1", "worker.2", "beat"]
+        assert knows(psutil.Process(before["web.2"])) == {"REDIS_URL", "RESERVOIR_SECRET"}
+        with balancer(tmp_path, facts["urls"]) as url:
+            with httpx.Client(trust_env=False) as client:
+                assert eventually(lambda: client.post(url + up.hook(), content=b"no booking").status_code == 200)
+            with Senders(url + up.hook(), []) as senders:
+                done = up.command("restart")
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == "replaced: web.1 web.2 worker.1 worker.2 beat\n"
+        assert len(senders.answers) >= 200
+        assert {*senders.answers} == {200}, (tmp_path / "haproxy.log").read_text()
+        assert {*before.values()} & {*up.pids().values()} == set()
+        assert "ended with" not in up.log()
+        order = re.findall(r"reservoir: (\S+) is replaced", up.log())
+        assert order == ["web.1", "web.2", "worker.1", "worker.2", "beat"]
+
+
+API = CONFIG.replace("127.0.0.1:9", "127.0.0.1:{port}")
+BOOKING = json.dumps({"booking": {"@attributes": {"booking_id": "7"}, "status": "PAID"}}).encode()
+
+
+def test_one_receiver_is_replaced_and_killed_without_a_refusal(tmp_path: Path) -> None:
+    """On a laptop, without a load balancer; and the worker that is replaced ends its task first.
+
+    The task asks a slow API when the worker is told to end. When the worker has gone, the delivery is settled by its
+    first attempt: it was not left for somebody to find when the lease runs out.
+    """
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        connection.recv(65536)
+        asked.set()
+        answered.wait(60)
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    with listening(slow) as port, running(tmp_path, config=API.format(port=port)) as up:
+        before, hook = up.pids(), up.hook()
+        with httpx.Client(trust_env=False) as client:
+            assert client.post(up.url + hook, content=BOOKING).status_code == 200
+        assert asked.wait(30)
+        with Senders(up.url + hook, []) as senders:
+            restarting = threading.Thread(target=lambda: done.append(up.command("restart")))
+            done: list[subprocess.CompletedProcess[str]] = []
+            restarting.start()
+            assert eventually(lambda: "worker is replaced" in up.log())
+            assert eventually(lambda: "Warm shutdown" in up.log())
+            assert psutil.pid_exists(before["worker"])
+            answered.set()
+            assert eventually(lambda: not psutil.pid_exists(before["worker"]))
+            rows = [
+                row for row in json.loads(up.command("deliveries", "list", "--json").stdout) if row["body_bytes"] > 20
+            ]
+            assert [(row["attempts"], row["state"] in ("applied", "retrying")) for row in rows] == [(1, True)]
+            restarting.join()
+        assert done[0].returncode == 0, done[0].stderr
+        assert {*senders.answers} == {200}
+        assert {*before.values()} & {*up.pids().values()} == set()
+
+        psutil.Process(up.pids()["web"]).kill()
+        with httpx.Client(trust_env=False, timeout=10.0) as client:
+            assert client.post(up.url + hook, content=b"no booking").status_code == 200
+        assert "web ended with -9; it starts again now" in up.log()
+
+        (tmp_path / "reservoir.toml").write_text("[endpoints.desk]\nprovider = 'checkfrnt'\n", encoding="utf-8")
+        pids = up.pids()
+        refused = up.command("restart")
+        assert refused.returncode == 1
+        assert "did you mean checkfront?" in refused.stderr
+        assert up.pids() == pids
+
+
+def test_there_is_nothing_to_restart(tmp_path: Path) -> None:
+    """One line that says so."""
+    (tmp_path / "reservoir.toml").write_text(CONFIG, encoding="utf-8")
+    done = subprocess.run([RESERVOIR, "restart"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no `reservoir up` is running" in done.stderr
