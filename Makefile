@@ -6,8 +6,15 @@ READY := $(VENV)/.ready
 # Whole processes are most of a test run; they wait more than they work.
 TEST_PROCESSES ?= 3
 
+# What `make chaos`, `make outage` and `make backlog` do when nothing else is said.
+SEED ?= 1
+EVENTS ?= 20000
+MINUTES ?= 3
+RATE ?= 50
+DELIVERIES ?= 100000
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format up lock clean
+.PHONY: help setup demo chaos outage backlog test check format up lock clean
 
 help: ## What can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -24,6 +31,16 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY) ## A busy day at five simulated venues, checked row by row
 	@$(BIN)/python -m console.demo
+
+chaos: $(READY) ## Faults in a seeded schedule, and a count of what they lost: EVENTS= SEED= MINUTES= WITHOUT=
+	@$(BIN)/python -m chaos --events $(EVENTS) --seed $(SEED) --minutes $(MINUTES) $(if $(WITHOUT),--without $(WITHOUT))
+
+outage: MINUTES = 5
+outage: $(READY) ## Redis away for MINUTES= at RATE= events a second: is all of it applied a minute later?
+	@$(BIN)/python -m chaos.outage --minutes $(MINUTES) --rate $(RATE) --seed $(SEED)
+
+backlog: $(READY) ## DELIVERIES= in the inbox before a worker runs: is the end drained as fast as the beginning?
+	@$(BIN)/python -m chaos.backlog --deliveries $(DELIVERIES) --seed $(SEED)
 
 test: $(READY) ## Everything: unit, contract, integration against real servers
 	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES)
@@ -47,4 +64,4 @@ lock: $(READY) ## Writes requirements.lock anew from pyproject.toml
 		--no-header --no-emit-index-url --upgrade --quiet --output-file requirements.lock
 
 clean: ## Removes the environment, caches and the embedded services' data
-	rm -rf $(VENV) .reservoir .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .reservoir chaos-report.json chaos-report.md .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -86,7 +86,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 class _ByNeed(LoadScopeScheduling):
     """Tests go to whichever process is free; those of a file that shares something dear stay together."""
 
-    TOGETHER = ("test_acceptance.py", "test_rebuild.py")
+    TOGETHER = ("test_acceptance.py", "test_chaos.py", "test_rebuild.py")
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

@@ -195,7 +195,7 @@ def test_the_receiver_needs_no_database_and_no_provider_secret(environment: dict
     environment.pop("DATABASE_URL")
     settings = receiver_settings.read(environment)
     assert settings.body_limit == 1024 * 1024
-    assert settings.patience == 0.25
+    assert settings.patience == 0.15
     with pytest.raises(ConfigError, match="DATABASE_URL: is not set"):
         worker_settings.read(environment)
 
