@@ -14,7 +14,7 @@ RATE ?= 50
 DELIVERIES ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chaos outage backlog test check format up lock clean
+.PHONY: help setup demo chaos outage backlog test test-long check format up lock clean
 
 help: ## What can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -42,8 +42,11 @@ outage: $(READY) ## Redis away for MINUTES= at RATE= events a second: is all of 
 backlog: $(READY) ## DELIVERIES= in the inbox before a worker runs: is the end drained as fast as the beginning?
 	@$(BIN)/python -m chaos.backlog --deliveries $(DELIVERIES) --seed $(SEED)
 
-test: $(READY) ## Everything: unit, contract, integration against real servers
-	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES)
+test: $(READY) ## Everything but what takes long: unit, contract, integration against real servers
+	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m 'not long'
+
+test-long: $(READY) ## The rest: workers in bad weather, receivers replaced behind a load balancer
+	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m long
 
 check: $(READY) ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check --quiet . || { echo 'run `make format`'; exit 1; }

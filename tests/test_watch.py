@@ -299,6 +299,7 @@ def test_a_busy_worker_is_not_deaf(bench: Bench) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.long
 def test_a_worker_that_was_stopped_for_a_while_goes_on(bench: Bench) -> None:
     """As with a laptop that sleeps: it missed nothing, because it sent nothing."""
     with bench.worker() as worker:
@@ -323,6 +324,7 @@ def lives_on(bench: Bench, worker: subprocess.Popen[bytes], *, within: float) ->
 
 
 @pytest.mark.services
+@pytest.mark.long
 def test_a_worker_whose_redis_was_killed_and_restarted_goes_on(own_bench: Bench, server: Server) -> None:
     with own_bench.worker() as worker:
         assert own_bench.works("before"), own_bench.log.read_text()
@@ -335,6 +337,7 @@ def test_a_worker_whose_redis_was_killed_and_restarted_goes_on(own_bench: Bench,
 
 
 @pytest.mark.services
+@pytest.mark.long
 def test_a_worker_whose_redis_was_silent_goes_on(own_bench: Bench, server: Server) -> None:
     """Stopped for longer than any timeout of ours."""
     with own_bench.worker() as worker:
@@ -347,6 +350,7 @@ def test_a_worker_whose_redis_was_silent_goes_on(own_bench: Bench, server: Serve
 
 
 @pytest.mark.services
+@pytest.mark.long
 def test_a_worker_whose_connections_were_cut_goes_on(own_bench: Bench) -> None:
     with own_bench.worker() as worker:
         assert own_bench.works("before"), own_bench.log.read_text()
@@ -356,6 +360,7 @@ def test_a_worker_whose_connections_were_cut_goes_on(own_bench: Bench) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.long
 def test_a_worker_whose_redis_was_full_goes_on(own_bench: Bench) -> None:
     """A full Redis gives messages away and cannot note that it did; those nudges are lost, the worker is not."""
     with own_bench.worker(concurrency=2) as worker:
@@ -481,6 +486,7 @@ def test_an_old_sweep_is_dropped(bench: Bench) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.long
 def test_sweeps_never_pile_up_and_the_clock_survives_redis(own_bench: Bench, server: Server) -> None:
     """Redis away at the start, then killed, silent and full; at most one sweep waits, and another one comes."""
 
