@@ -27,6 +27,7 @@ from world import NOON, VENUES, Step, World, request, tell
 from schemas.delivery import INBOX, PROCESS, RawDelivery, State, new_id
 from workers import database, flower
 from workers.app import app, broker_url
+from workers.circuit import Circuits
 from workers.database import reachable, trouble, workers_engine
 from workers.errors import AwaitingBooking, DatabaseTrouble, OurFault, ProviderUnavailable
 from workers.flower import Outcome
@@ -405,6 +406,7 @@ def test_with_postgresql_away_the_task_comes_back_and_the_inbox_keeps_all(world:
         inbox=Inbox(redis),
         parts=replace(world.parts, store=store),
         redis=redis,
+        circuits=Circuits(redis),
     )
     jobs, fates = _worked_on([raw.id for raw in raws], shop)
     assert jobs == []

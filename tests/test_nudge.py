@@ -188,10 +188,10 @@ def everything_in(redis: redis_py.Redis) -> dict[str, bytes]:
     return {key: redis.dump(key) for key in keys if key != INBOX}
 
 
-def worker_line() -> list[str]:
-    """The Procfile's own line, with one process."""
+def worker_line(children: int = 1) -> list[str]:
+    """The Procfile's own line, with so many children."""
     (line,) = re.findall(r"(?m)^worker: (.*)$", (PROJECT / "Procfile").read_text(encoding="utf-8"))
-    return line.replace("${RESERVOIR_CONCURRENCY:-4}", "1").split()
+    return line.replace("${RESERVOIR_CONCURRENCY:-4}", str(children)).split()
 
 
 @pytest.mark.services

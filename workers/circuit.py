@@ -43,7 +43,7 @@ KEPT: Final = timedelta(hours=2)
 MEMORY: Final = timedelta(seconds=1)
 """How long a process believes that a circuit is closed, and after trouble that Redis is away, without asking."""
 LATELY: Final = timedelta(seconds=30)
-"""For so long after a circuit has closed, a worker may still write that it found it open: longer than it may ask."""
+"""After a circuit has closed, a worker may still write for so long that it found it open: longer than it may ask."""
 
 AWAY: Final = "away"
 WISHED: Final = "wished"
@@ -171,15 +171,18 @@ class Circuits:
 
         self._tried(lambda: self._change(endpoint, after), None)
 
-    def closed_lately(self) -> list[str]:
-        """Endpoints whose circuit has closed in the last half minute: what a worker has written since, from what it
-        had seen before, waits for nothing."""
+    def wake_latecomers(self) -> None:
+        """Wakes once more when a circuit has been closed for half a minute: until then a worker that had found it open
+        may have written so, after all others were woken, and would sit out its backoff for nothing."""
 
-        def names() -> list[str]:
-            found: Any = self._redis.zrangebyscore(_CLOSED, time.time() - LATELY.total_seconds(), "+inf")
-            return [_text(name) for name in found]
+        def step() -> None:
+            before = time.time() - LATELY.total_seconds()
+            found: Any = self._redis.zrangebyscore(_CLOSED, "-inf", before)
+            told = [self._told(_text(name)) for name in found]
+            if found and all(told):
+                self._redis.zremrangebyscore(_CLOSED, "-inf", before)
 
-        return self._tried(names, [])
+        self._tried(step, None)
 
     # --- the steps ---
 
@@ -205,14 +208,19 @@ class Circuits:
     def _woken(self, endpoint: str) -> bool:
         """Tells that the API is back, before the circuit closes: a worker that dies in between is made up for."""
         self._redis.zadd(_CLOSED, {endpoint: time.time()})
-        self._redis.pexpire(_CLOSED, LATELY * 2)
+        self._redis.pexpire(_CLOSED, KEPT)
+        if self._told(endpoint):
+            log.info("action=circuit endpoint=%s closed", endpoint)
+            return True
+        return False
+
+    def _told(self, endpoint: str) -> bool:
         try:
             if self._on_close is not None:
                 self._on_close(endpoint)
         except Exception as error:  # noqa: BLE001  whatever it met, the call that succeeded has succeeded
             log.warning("action=circuit endpoint=%s not-woken error=%s", endpoint, type(error).__name__)
             return False
-        log.info("action=circuit endpoint=%s closed", endpoint)
         return True
 
     def _change(self, endpoint: str, after: Callable[[Seen], Seen]) -> None:

@@ -45,8 +45,9 @@ log = logging.getLogger("reservoir")
 
 SOON: Final = timedelta(seconds=10)
 """When the sweeper looks for what could not be taken."""
-HAND: Final = timedelta(seconds=4)
-"""How long a batch waits for its turn to ask: while all is well, another one is through before that."""
+HAND: Final = timedelta(seconds=1)
+"""How long a batch waits for its turn to ask. While all is well, another one is through before that; while an
+API hangs, this is what it costs the queues of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Workshop:
     inbox: Inbox
     parts: pipeline.Parts
     redis: Redis
+    circuits: Circuits
 
 
 @cache
@@ -93,7 +95,7 @@ def workshop() -> Workshop:
         chance=Random(),  # noqa: S311  jitter, not a secret
         hold=_hold,
     )
-    return Workshop(settings=read, store=store, inbox=Inbox(redis), parts=parts, redis=redis)
+    return Workshop(settings=read, store=store, inbox=Inbox(redis), parts=parts, redis=redis, circuits=circuits)
 
 
 def _patient_redis(url: str) -> Redis:
@@ -233,4 +235,5 @@ def _told(error: DeliveryError) -> DeliveryError:
 def sweep_up() -> int:
     """Nudges what was left behind; how many."""
     shop = workshop()
+    shop.circuits.wake_latecomers()
     return sweep.sweep(shop.inbox, shop.store, shop.parts.config, shop.redis, now())
