@@ -35,7 +35,8 @@ from workers.tables import bookings, changes, deliveries
 
 SPEED: Final = 2000.0
 """Simulated seconds in one second: the busy hours of a day take a few seconds."""
-SETTLE_WITHIN: Final = 20.0
+STALLED: Final = 20.0
+"""Seconds without a change in any delivery's state after which nobody waits any longer."""
 SHOWN: Final = 9
 STATES: Final = (*SETTLED, "retrying", "received")
 COLUMNS: Final = {
@@ -105,9 +106,8 @@ def _counts(venues: list[Venue], ledger: Ledger, seen: Seen, title: str) -> Tabl
     for name in ("sent", "acked", "slowest", *COLUMNS, "rows"):
         table.add_column(name, justify="right", no_wrap=True)
     for venue in venues:
-        sent = [one for one in ledger.sent if one.endpoint == venue.endpoint]
-        slowest = max((one.seconds for one in sent), default=0.0)
-        counts = [str(len(sent)), str(sum(one.acked for one in sent)), f"{slowest * 1000:.0f} ms"]
+        counted = ledger.counted[venue.endpoint]
+        counts = [str(counted.sent), str(counted.acked), f"{counted.slowest * 1000:.0f} ms"]
         settled = [_count(seen, venue, states, colour) for states, colour in COLUMNS.values()]
         table.add_row(venue.provider, *counts, *settled, str(seen.rows[venue.endpoint]))
     return table
@@ -181,12 +181,13 @@ async def _watched(
             live.update(picture(venues, trial.ledger, seen, f"a busy day, at {trial.url}"))
             await asyncio.sleep(0.15)
         await day
-        ended = time.monotonic()
-        while not _settled(seen := await asyncio.to_thread(look, database), trial.ledger):
-            live.update(picture(venues, trial.ledger, seen, "the day is over; what is left settles"))
-            if time.monotonic() - ended > SETTLE_WITHIN:
-                break
+        moved = time.monotonic()
+        while not _settled(seen, trial.ledger) and time.monotonic() - moved < STALLED:
             await asyncio.sleep(0.15)
+            before, seen = seen, await asyncio.to_thread(look, database)
+            live.update(picture(venues, trial.ledger, seen, "the day is over; what is left settles"))
+            if seen.states != before.states:
+                moved = time.monotonic()
     console.print(picture(venues, trial.ledger, seen, f"the day took {time.monotonic() - began:.1f} s"))
     return seen, await trial.compare()
 
