@@ -1,4 +1,7 @@
-"""The receiver: a Starlette app whose hook is a plain ASGI callable.
+"""The receiver: a plain ASGI callable for the hooks, and a Starlette app for all else.
+
+A hook's request does not pass through Starlette's middleware, routing, Request and Response: together they cost more
+than making it durable does (docs/performance.md).
 
 `create` is what uvicorn runs: `uvicorn ingest.app:create --factory --loop uvloop --http httptools --no-access-log`
 (no access log, because the URL holds the endpoint's token).
@@ -15,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ingest import settings as environment
 from ingest.door import Doors, Entrance
@@ -25,16 +28,26 @@ from ingest.keeper import Keeper
 from ingest.nudge import Nudge
 from ingest.settings import RETRY_AFTER, Settings
 from ingest.spool import Off, OnDisk, Spool
-from ingest.waiting import NotDurable
-from schemas.delivery import RawDelivery, new_id, now
+from ingest.waiting import NotDurable, Row
+from schemas.delivery import new_id, now, packed
 from schemas.endpoints import ConfigError
 
 log = logging.getLogger("reservoir")
 
-ACCEPTED = Response(status_code=200)
-NOT_FOUND = Response(status_code=404)
-TOO_LARGE = Response(status_code=413, headers={"connection": "close"})
-NOT_NOW = Response(status_code=503, headers={"retry-after": str(RETRY_AFTER)})
+
+class Answer:
+    """An answer without a body, as it goes out: made once."""
+
+    def __init__(self, status: int, **headers: str) -> None:
+        plain = Response(status_code=status, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        self.start: Message = {"type": "http.response.start", "status": status, "headers": plain.raw_headers}
+        self.end: Message = {"type": "http.response.body", "body": b""}
+
+
+ACCEPTED = Answer(200)
+NOT_FOUND = Answer(404)
+TOO_LARGE = Answer(413, connection="close")
+NOT_NOW = Answer(503, retry_after=str(RETRY_AFTER))
 
 
 class TooLarge(Exception):
@@ -53,15 +66,17 @@ class Hook:
         self._keeper = keeper
         self._body_limit = body_limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(HungUp):
-            response = await self._answer(scope, receive)
-            await response(scope, receive, send)
+    async def __call__(self, endpoint: str, token: str, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._answer(endpoint, token, scope, receive)
+        except HungUp:
+            return
+        await send(answer.start)
+        await send(answer.end)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        names = scope["path_params"]
+    async def _answer(self, endpoint: str, token: str, scope: Scope, receive: Receive) -> Answer:
         received_at = now()
-        entrance = self._doors.find(names["endpoint"], names["token"], received_at)
+        entrance = self._doors.find(endpoint, token, received_at)
         if entrance is None:
             return NOT_FOUND
         refusal = _refusal(entrance, scope)
@@ -72,39 +87,34 @@ class Hook:
         except TooLarge:
             log.warning("action=refuse endpoint=%s reason=too-large", entrance.endpoint.name)
             return TOO_LARGE
-        raw = RawDelivery(
-            id=new_id(),
-            endpoint=entrance.endpoint.name,
-            method=scope["method"],
-            received_at=received_at,
-            headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]),
-            body=body,
-        )
+        name, queue = entrance.endpoint.name, entrance.endpoint.provider
+        row = Row(str(new_id()), queue, packed(name, scope["method"], received_at, scope["headers"], body))
         try:
-            await self._keeper.keep(raw, entrance.endpoint.provider)
+            await self._keeper.keep(row)
         except NotDurable as error:
-            log.error("action=refuse endpoint=%s reason=not-durable error=%s", raw.endpoint, error)
+            log.error("action=refuse endpoint=%s reason=not-durable error=%s", name, error)
             return NOT_NOW
         return ACCEPTED
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The body as it came. Raises TooLarge, as early as it is known, and HungUp."""
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if announced.isdigit() and int(announced) > self._body_limit:
-            raise TooLarge
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self._body_limit:
+                raise TooLarge
         body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise HungUp
-            body += message.get("body", b"")
-            if len(body) > self._body_limit:
+            piece: bytes = message.get("body", b"")
+            if len(body) + len(piece) > self._body_limit:
                 raise TooLarge
             if not message.get("more_body", False):
-                return bytes(body)
+                return bytes(body + piece) if body else piece
+            body += piece
 
 
-def _refusal(entrance: Entrance, scope: Scope) -> Response | None:
+def _refusal(entrance: Entrance, scope: Scope) -> Answer | None:
     """The answer to a request that is no delivery; None for one that is."""
     method, door = scope["method"], entrance.door
     if method in door.methods:
@@ -114,7 +124,23 @@ def _refusal(entrance: Entrance, scope: Scope) -> Response | None:
         named = any(name == wanted and value.strip() for name, value in scope["headers"])
         # A GET without a message id is somebody's browser or an uptime probe: kept nowhere.
         return None if named and method == "GET" else ACCEPTED
-    return Response(status_code=405, headers={"allow": ", ".join(sorted({*door.methods, "GET", "HEAD"}))})
+    return Answer(405, allow=", ".join(sorted({*door.methods, "GET", "HEAD"})))
+
+
+class Receiver:
+    """The whole: `/hooks/{endpoint}/{token}` goes straight to the hook."""
+
+    def __init__(self, hook: Hook, rest: Starlette) -> None:
+        self._hook = hook
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            match scope["path"].split("/"):
+                case ["", "hooks", endpoint, token]:
+                    await self._hook(endpoint, token, scope, receive, send)
+                    return
+        await self._rest(scope, receive, send)
 
 
 async def healthz(request: Request) -> Response:
@@ -122,7 +148,7 @@ async def healthz(request: Request) -> Response:
     return PlainTextResponse("alive\n")
 
 
-def build(settings: Settings) -> Starlette:
+def build(settings: Settings) -> Receiver:
     """The receiver with its parts. Raises ConfigError."""
     inbox = Inbox(settings.redis_url, Nudge(), settings.patience)
     spool = _spool(settings)
@@ -142,14 +168,8 @@ def build(settings: Settings) -> Starlette:
         async with keeper, Drainer(spool, inbox, keeper):
             yield
 
-    return Starlette(
-        routes=[
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/hooks/{endpoint}/{token}", hook),
-        ],
-        lifespan=lifespan,
-    )
+    routes = [Route("/healthz", healthz), Route("/readyz", readyz)]
+    return Receiver(hook, Starlette(routes=routes, lifespan=lifespan))
 
 
 def _spool(settings: Settings) -> Spool:
@@ -163,7 +183,7 @@ def _spool(settings: Settings) -> Spool:
         raise ConfigError("RESERVOIR_SPOOL_DIR", f"{directory} cannot be used ({error.strerror}); {mend}") from None
 
 
-def create() -> Starlette:
+def create() -> Receiver:
     """The app from the environment; a bad configuration ends the process with one line."""
     try:
         return build(environment.read())

@@ -17,7 +17,6 @@ from ingest.breaker import Breaker
 from ingest.inbox import FLUSHERS, Inbox, reason_of
 from ingest.spool import Spool
 from ingest.waiting import GROUP, GROUP_BYTES, Line, Row, Waiting
-from schemas.delivery import RawDelivery
 
 log = logging.getLogger("reservoir")
 
@@ -67,12 +66,12 @@ class Keeper:
         await self._spool.stop()
         await self._inbox.aclose()
 
-    async def keep(self, raw: RawDelivery, queue: str) -> None:
+    async def keep(self, row: Row) -> None:
         """Returns when the request is on a disk, in Redis together with its nudge. Raises NotDurable.
 
         The commit is not the caller's affair: a sender that hangs up, and a caller that is cancelled, do not undo it.
         """
-        waiting = Waiting(Row(str(raw.id), queue, raw.pack()), self._loop.create_future())
+        waiting = Waiting(row, self._loop.create_future())
         if self._breaker.is_open:
             self._to_spool(waiting)
         else:

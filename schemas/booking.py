@@ -5,7 +5,7 @@ Knows no provider's words and no database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -87,17 +87,19 @@ def from_json(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
+    change = _PLAIN.get(type(value))
+    return value if change is None else change(value)
+
+
+_PLAIN: Final[Mapping[type, Callable[[Any], Any]]] = {
+    datetime: lambda value: value.astimezone(UTC).isoformat(),
+    date: lambda value: value.isoformat(),
+    Decimal: lambda value: format(value, "f"),
+    dict: lambda value: {key: _plain(inner) for key, inner in value.items()},
+    list: lambda value: [_plain(inner) for inner in value],
+    tuple: lambda value: [_plain(inner) for inner in value],
+}
+"""By the exact type; what is not here is in JSON what it is."""
 
 
 def _typed(column: str, value: Any) -> Any:

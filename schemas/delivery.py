@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -77,19 +77,14 @@ class RawDelivery:
         return next((value for key, value in self.headers if key.lower() == wanted), None)
 
     def pack(self) -> bytes:
-        """The form in the inbox: a start line of our own, the headers, a blank line, the body untouched.
-
-        It reads like the request that it is, costs no JSON, and a body never needs escaping.
-        """
-        microseconds = (self.received_at - EPOCH) // MICROSECOND
-        head = [f"reservoir/1 {self.endpoint} {self.method} {microseconds}"]
-        head += [f"{name}: {value}" for name, value in self.headers]
-        return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + self.body
+        """The form in the inbox. See `packed`."""
+        headers = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers)
+        return packed(self.endpoint, self.method, self.received_at, headers, self.body)
 
     @classmethod
-    def unpack(cls, delivery_id: UUID, packed: bytes) -> RawDelivery:
+    def unpack(cls, delivery_id: UUID, entry: bytes) -> RawDelivery:
         """The inverse of `pack`. Raises Malformed."""
-        head, blank, body = packed.partition(b"\r\n\r\n")
+        head, blank, body = entry.partition(b"\r\n\r\n")
         start, *lines = head.decode("latin-1").split("\r\n")
         try:
             form, endpoint, method, microseconds = start.split(" ")
@@ -107,6 +102,18 @@ class RawDelivery:
             headers=headers,
             body=body,
         )
+
+
+def packed(
+    endpoint: str, method: str, received_at: datetime, headers: Iterable[tuple[bytes, bytes]], body: bytes
+) -> bytes:
+    """A request as it waits in the inbox: a start line of our own, the headers, a blank line, the body untouched.
+
+    It reads like the request that it is, costs no JSON, and a body never needs escaping.
+    """
+    microseconds = (received_at - EPOCH) // MICROSECOND
+    start = f"reservoir/1 {endpoint} {method} {microseconds}".encode("latin-1")
+    return b"\r\n".join((start, *map(b": ".join, headers), b"", body))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from ingest.keeper import SPOOL_PATIENCE, Keeper
 from ingest.nudge import Nudge
 from ingest.spool import Off, OnDisk, Spool
 from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Row, Waiting
-from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now
+from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now, packed
 
 QUEUE = "queue-of-a-test"
 MIB = 1024 * 1024
@@ -35,8 +35,8 @@ def nudge() -> Nudge:
     return Nudge()
 
 
-def request(body: bytes = b"{}") -> RawDelivery:
-    return RawDelivery(id=new_id(), endpoint="studio", method="POST", received_at=now(), body=body)
+def request(body: bytes = b"{}", queue: str = QUEUE) -> Row:
+    return Row(str(new_id()), queue, packed("studio", "POST", now(), (), body))
 
 
 def with_keeper(
@@ -57,7 +57,7 @@ def with_keeper(
 
 def bodies(redis: redis_py.Redis) -> list[bytes]:
     entries: dict[bytes, bytes] = redis.hgetall(INBOX)
-    raws = [RawDelivery.unpack(UUID(identity.decode()), packed) for identity, packed in entries.items()]
+    raws = [RawDelivery.unpack(UUID(identity.decode()), entry) for identity, entry in entries.items()]
     return sorted(raw.body for raw in raws)
 
 
@@ -92,7 +92,7 @@ def test_a_group_is_one_request_when_it_is_quiet(redis: redis_py.Redis, redis_ur
 
     async def work(keeper: Keeper) -> None:
         for number in range(5):
-            await keeper.keep(request(b"%d" % number), QUEUE)
+            await keeper.keep(request(b"%d" % number))
             assert groups(redis) == number + 1
 
     with_keeper(redis_url, nudge, work)
@@ -103,11 +103,10 @@ def test_arrivals_share_a_group(redis: redis_py.Redis, redis_url: str, nudge: Nu
     """As many as there are, up to the limit; and a group has one message for each queue, with all its ids in order."""
     redis.config_resetstat()
     count = 3 * GROUP + 8
-    raws = [request(b"%03d" % number) for number in range(count)]
-    queues = [(QUEUE, "another-queue")[number % 2] for number in range(count)]
+    rows = [request(b"%03d" % number, (QUEUE, "another-queue")[number % 2]) for number in range(count)]
 
     async def work(keeper: Keeper) -> None:
-        await asyncio.gather(*(keeper.keep(raw, queue) for raw, queue in zip(raws, queues, strict=True)))
+        await asyncio.gather(*map(keeper.keep, rows))
 
     with_keeper(redis_url, nudge, work)
     assert groups(redis) == 4
@@ -115,9 +114,7 @@ def test_arrivals_share_a_group(redis: redis_py.Redis, redis_url: str, nudge: Nu
     for first, queue in enumerate((QUEUE, "another-queue")):
         messages = nudged(redis, queue)
         assert sorted(map(len, messages)) == [4, GROUP // 2, GROUP // 2, GROUP // 2]
-        assert sorted(identity for message in messages for identity in message) == [
-            str(raw.id) for raw in raws[first::2]
-        ]
+        assert sorted(identity for message in messages for identity in message) == [row.id for row in rows[first::2]]
         assert all(message == sorted(message) for message in messages)
 
 
@@ -127,7 +124,7 @@ def test_a_group_of_large_requests_is_smaller(redis: redis_py.Redis, redis_url: 
     count = 3 * GROUP_BYTES // MIB
 
     async def work(keeper: Keeper) -> None:
-        await asyncio.gather(*(keeper.keep(request(bytes(MIB)), QUEUE) for _ in range(count)))
+        await asyncio.gather(*(keeper.keep(request(bytes(MIB))) for _ in range(count)))
 
     with_keeper(redis_url, nudge, work)
     assert groups(redis) == 3
@@ -138,10 +135,10 @@ def test_a_waiter_that_goes_away_does_not_undo_its_commit(redis: redis_py.Redis,
     """The commit is the flusher's affair."""
 
     async def work(keeper: Keeper) -> None:
-        leaving = asyncio.create_task(keeper.keep(request(b"left"), QUEUE))
+        leaving = asyncio.create_task(keeper.keep(request(b"left")))
         await asyncio.sleep(0)
         leaving.cancel()
-        await keeper.keep(request(b"stayed"), QUEUE)
+        await keeper.keep(request(b"stayed"))
 
     with_keeper(redis_url, nudge, work)
     assert bodies(redis) == [b"left", b"stayed"]
@@ -152,13 +149,13 @@ def test_a_waiter_that_goes_away_does_not_undo_its_commit(redis: redis_py.Redis,
 
 async def while_paused(redis: redis_py.Redis, keeper: Keeper, waiting: Sequence[bytes]) -> list[asyncio.Task[None]]:
     """Redis answers no write any more; every flusher has a group under way, and the others wait behind them."""
-    await keeper.keep(request(b"before"), QUEUE)
+    await keeper.keep(request(b"before"))
     redis.client_pause(60_000, all=False)
     tasks = []
     for _ in range(FLUSHERS):
-        tasks.append(asyncio.create_task(keeper.keep(request(b"under way"), QUEUE)))
+        tasks.append(asyncio.create_task(keeper.keep(request(b"under way"))))
         await asyncio.sleep(0.01)
-    tasks += [asyncio.create_task(keeper.keep(request(body), QUEUE)) for body in waiting]
+    tasks += [asyncio.create_task(keeper.keep(request(body))) for body in waiting]
     await asyncio.sleep(0)
     return tasks
 
@@ -177,7 +174,7 @@ def test_all_that_waits_is_handed_over_at_once(
         assert loop.time() - begin < 1.0
         assert keeper.is_open
         begin = loop.time()
-        await keeper.keep(request(b"afterwards"), QUEUE)
+        await keeper.keep(request(b"afterwards"))
         assert loop.time() - begin < 0.1
 
     try:
@@ -216,7 +213,7 @@ def test_the_breaker_closes_when_redis_is_back(
         async with asyncio.timeout(10):
             while keeper.is_open:
                 await asyncio.sleep(0.01)
-        await keeper.keep(request(b"afterwards"), QUEUE)
+        await keeper.keep(request(b"afterwards"))
 
     with_keeper(redis_url, nudge, work, patience=0.2, spool=OnDisk(tmp_path, MIB))
     assert b"afterwards" in bodies(redis)
@@ -240,7 +237,7 @@ def test_a_redis_that_is_nearly_full_is_left_to_the_workers(
     async def work(keeper: Keeper) -> None:
         redis.config_set("maxmemory", int(used / 0.85))
         await until(lambda: keeper.is_open)
-        await keeper.keep(request(b"spooled"), QUEUE)
+        await keeper.keep(request(b"spooled"))
         redis.config_set("maxmemory", int(used / 0.75))
         await asyncio.sleep(1.2)
         assert keeper.is_open
@@ -267,9 +264,9 @@ def test_without_a_spool_who_waits_is_told_in_time(redis: redis_py.Redis, redis_
         assert [str(each) for each in told] == ["the spool is off"] * (FLUSHERS + 1)
         assert {type(each) for each in told} == {NotDurable}
         with pytest.raises(NotDurable, match="redis: silent"):
-            await keeper.keep(request(b"waiting"), QUEUE)
+            await keeper.keep(request(b"waiting"))
         redis.client_unpause()
-        await keeper.keep(request(b"afterwards"), QUEUE)
+        await keeper.keep(request(b"afterwards"))
 
     with_keeper(redis_url, nudge, work, patience=0.2)
     assert {b"before", b"afterwards"} <= set(bodies(redis))
@@ -298,11 +295,11 @@ def test_a_disk_that_hangs(redis: redis_py.Redis, redis_url: str, nudge: Nudge) 
         assert SPOOL_PATIENCE < loop.time() - begin < 1.5
         assert len(disk.taken) == FLUSHERS + 1
         with pytest.raises(NotDurable, match="redis: silent"):
-            await keeper.keep(request(b"waiting"), QUEUE)
+            await keeper.keep(request(b"waiting"))
         assert len(disk.taken) == FLUSHERS + 1
         disk._report(disk.taken, None)  # it is back
         with pytest.raises(NotDurable, match="redis: silent"):
-            await keeper.keep(request(b"waiting"), QUEUE)
+            await keeper.keep(request(b"waiting"))
         assert len(disk.taken) == FLUSHERS + 2
 
     try:
@@ -321,7 +318,7 @@ def test_a_full_spool_while_redis_has_little_room(
         assert keeper.is_open
         assert await keeper.ready() == "ready: spooling"
         while b"full" not in bodies(redis):
-            await keeper.keep(request(b"full" if redis.hlen(INBOX) else bytes(10_000)), QUEUE)
+            await keeper.keep(request(b"full" if redis.hlen(INBOX) else bytes(10_000)))
 
     redis.config_set("maxmemory", int(used / 0.85))
     try:
@@ -333,9 +330,9 @@ def test_a_full_spool_while_redis_has_little_room(
 class Stumbling(Nudge):
     """Cannot render the message of one delivery."""
 
-    def __init__(self, over: UUID) -> None:
+    def __init__(self, over: str) -> None:
         super().__init__()
-        self.over = str(over)
+        self.over = over
 
     def message(self, ids: Sequence[str], queue: str) -> bytes:
         if self.over in ids:
@@ -352,8 +349,8 @@ def test_a_mistake_of_our_own_does_not_stop_the_inbox(
     async def work(keeper: Keeper) -> None:
         for number in range(FLUSHERS + 1):
             with pytest.raises(NotDurable):
-                await keeper.keep(bad, QUEUE)
-            await keeper.keep(request(b"good %d" % number), QUEUE)
+                await keeper.keep(bad)
+            await keeper.keep(request(b"good %d" % number))
 
     with_keeper(redis_url, Stumbling(bad.id), work, patience=2.0)
     assert bodies(redis) == [b"good 0", b"good 1", b"good 2"]
@@ -414,7 +411,7 @@ def test_a_redis_that_is_away_at_the_start(nudge: Nudge, tmp_path: Path) -> None
     async def work(keeper: Keeper) -> None:
         assert keeper.is_open
         assert await keeper.ready() == "ready: spooling"
-        await keeper.keep(request(b"kept"), QUEUE)
+        await keeper.keep(request(b"kept"))
 
     with_keeper(f"redis://127.0.0.1:{free_port()}", nudge, work, spool=OnDisk(tmp_path, MIB))
     assert spooled(tmp_path) == [b"kept"]

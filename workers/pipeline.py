@@ -182,7 +182,7 @@ class _Passage:
         answers, trouble, enough = look_up(self.provider, incoming, ask)
         if not enough:
             return Findings(answers=answers, trouble=trouble, safe=False)
-        elements = understand(self.provider, replace(incoming, answers=answers))
+        elements = understand(self.provider, self.incoming(answers))
         return Findings(elements=elements, answers=answers, trouble=trouble, recalled=recalled)
 
     def _recall(self, question: Recall) -> Answer:
@@ -242,7 +242,8 @@ class _Batch:
             if endpoint is None or provider is None:
                 strangers.append(job)
             else:
-                known.append(_Passage(replace(job, provider=provider.name), self.parts, provider, endpoint))
+                named = job if job.provider == provider.name else replace(job, provider=provider.name)
+                known.append(_Passage(named, self.parts, provider, endpoint))
         return known, strangers
 
     # --- finding and saving ---
@@ -480,7 +481,9 @@ def _aside(job: Job, parts: Parts, trouble: DeliveryError) -> Entry:
 
 
 def _judged(job: Job, parts: Parts, found: Findings, *, parser: int, acknowledge: bool) -> Entry:
-    verdict = replace(_verdict(job, parts, found), acknowledge=acknowledge)
+    verdict = _verdict(job, parts, found)
+    if acknowledge:
+        verdict = replace(verdict, acknowledge=True)
     return Entry(
         job=job,
         found=found,

@@ -21,6 +21,7 @@ from workers.errors import Malformed
 T = TypeVar("T")
 
 _ABSENT: Final = object()
+_NOTHING: Final[dict[str, Any]] = {}
 _LONGEST_TEXT: Final = 100_000
 _DEEPEST: Final = 64  # levels of nesting; Python's own limit would be met somewhere later, outside our reach
 _INT4: Final = range(-(2**31), 2**31)
@@ -30,13 +31,24 @@ _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL's text and 
 
 
 class Wild:
-    """A value from outside, with the path that leads to it."""
+    """A value from outside, with the path that leads to it.
 
-    __slots__ = ("path", "value")
+    Every field of every delivery becomes one, so it is cheap: its path is spelled out only where somebody asks.
+    """
 
-    def __init__(self, value: Any, path: str = "body") -> None:
+    __slots__ = ("_way", "value")
+
+    def __init__(self, value: Any, way: str | tuple[Wild, str] = "body") -> None:
         self.value = value
-        self.path = path
+        self._way = way
+
+    @property
+    def path(self) -> str:
+        """Where it stands in the document: `body.customer.name`."""
+        if isinstance(self._way, str):
+            return self._way
+        parent, step = self._way
+        return parent.path + step
 
     # --- looking around ---
 
@@ -49,13 +61,18 @@ class Wild:
     def empty(self) -> bool:
         """Whether there is nothing in it: absent, null, blank text, `{}` or `[]`."""
         value = self.value
-        return value is _ABSENT or value is None or value in ({}, []) or (isinstance(value, str) and not value.strip())
+        if isinstance(value, str):
+            return not value or value.isspace()
+        return not value if isinstance(value, dict | list) else value is None or value is _ABSENT
 
     def __getitem__(self, key: str) -> Wild:
         """The field of that name; absent where there is none or where this is empty. Raises Malformed."""
-        if self.empty:
-            return Wild(_ABSENT, f"{self.path}.{key}")
-        return Wild(self.object().get(key, _ABSENT), f"{self.path}.{key}")
+        value = self.value
+        if not isinstance(value, dict):
+            if not self.empty:
+                raise self.wrong("an object")
+            value = _NOTHING
+        return Wild(value.get(key, _ABSENT), (self, f".{key}"))
 
     def at(self, *keys: str) -> Wild:
         """The field that this path of names leads to."""
@@ -86,7 +103,7 @@ class Wild:
         """The elements of a list. Raises Malformed, at once."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
-        return iter([Wild(element, f"{self.path}[{index}]") for index, element in enumerate(self.value)])
+        return iter([Wild(element, (self, f"[{index}]")) for index, element in enumerate(self.value)])
 
     def one_or_many(self) -> list[Wild]:
         """A list as its elements, a single thing as a list of one, emptiness as none."""
@@ -232,7 +249,7 @@ def _digits_after_point(number: Decimal) -> int:
 
 def clean(text: str) -> str:
     """The text without what PostgreSQL cannot hold: NUL, lone surrogates."""
-    return _UNSTORABLE.sub("\ufffd", text)
+    return text if text.isprintable() else _UNSTORABLE.sub("\ufffd", text)
 
 
 def storable(value: Any, levels: int = 2 * _DEEPEST) -> Any:
