@@ -23,7 +23,6 @@ import redis
 
 from chaos.ground import Ground, family, send
 from chaos.schedule import Kind
-from console.trial import TrialFailed
 
 Undo = Callable[[], Awaitable[None]]
 Begin = Callable[[Ground], Awaitable[Undo]]
@@ -197,14 +196,8 @@ async def _leap(ground: Ground) -> Undo:
 
 
 async def _roll(ground: Ground) -> Undo:
-    """`reservoir restart`, in the middle of the day. It stops where a new process ends at once; where that was one of
-    those that are killed here, whoever asked for it asks again."""
-    try:
-        await ground.trial.run("restart")
-    except TrialFailed as error:
-        if f"ended with -{signal.SIGKILL:d};" not in str(error):
-            raise
-        await ground.trial.run("restart")
+    """`reservoir restart`, in the middle of the day."""
+    await ground.trial.run("restart")
     return partial(ground.until, ground.receivers_answer, "all receivers answered again")
 
 

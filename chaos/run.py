@@ -79,7 +79,9 @@ class Run:
     told: Mapping[str, Any]
     last_line: str
     settled_after: float
-    """Seconds from the end of the last fault until everything was settled."""
+    """Seconds from the end of the last fault until everything was settled, what senders sent later included."""
+    caught_up_after: float | None
+    """Seconds from the end of the last fault until all that had come by then was there, and nothing waited."""
 
     @property
     def good(self) -> bool:
@@ -135,7 +137,9 @@ class _Day:
             plan = schedule(asked.seed, asked.minutes, [fault.kind for fault in chosen])
         self.injector = Injector(self.ground, plan, BY_NAME, screen.tell)
         self.standing = Standing()
-        self._looking: asyncio.Task[None] | None = None
+        self._over: tuple[float, int] | None = None
+        """When the last fault was over (monotonic), and how many requests had been acknowledged by then."""
+        self._caught_up: float | None = None
 
     async def lived(self) -> Run:
         seconds = self.asked.minutes * 60
@@ -151,6 +155,7 @@ class _Day:
             await faults
             self.screen.tell("all faults are over; what is left settles")
             over = time.monotonic()
+            self._over = over, self._acked
             took = await self._settled(day, over + self.asked.patience) - over
         finally:
             for task in (faults, watching, day):
@@ -163,16 +168,23 @@ class _Day:
     async def _watch(self) -> None:
         while True:
             self.standing = await asyncio.to_thread(standing, self.ground)
+            if self._over and self._caught_up is None and self.standing.settled:
+                since, owed_then = self._over
+                if (self.standing.rows or 0) >= owed_then:
+                    self._caught_up = time.monotonic() - since
             self.screen.show(self._counts, self.injector.under_way)
             await asyncio.sleep(LOOK_EVERY)
 
     def _counts(self) -> str:
         sent = sum(one.sent for one in self.ledger.counted.values())
-        acked = sum(one.acked for one in self.ledger.counted.values())
         late = sum(one.late for one in self.ledger.counted.values())
         slowest = max((one.slowest for one in self.ledger.counted.values()), default=0.0)
-        came = f"events={self.ledger.happened} sent={sent} acked={acked} late={late} slowest={slowest * 1000:.0f} ms"
-        return f"{came} {self.standing}"
+        came = f"events={self.ledger.happened} sent={sent} acked={self._acked} late={late}"
+        return f"{came} slowest={slowest * 1000:.0f} ms {self.standing}"
+
+    @property
+    def _acked(self) -> int:
+        return sum(one.acked for one in self.ledger.counted.values())
 
     async def _settled(self, day: asyncio.Future[Any], deadline: float) -> float:
         """When the day was over, nothing waited any more and all that is owed was there; the deadline at the latest."""
@@ -219,6 +231,7 @@ class _Day:
             told=self._told(found, spans, took),
             last_line=self._last_line(found, spans),
             settled_after=took,
+            caught_up_after=self._caught_up,
         )
 
     def _excuse(self, rows: Sequence[Kept]) -> None:

@@ -41,7 +41,7 @@ PAUSE: Final = 0.5
 PAUSE_MOST: Final = 5.0
 """Seconds before the next start of a process that ends hastily: doubled each time, and never more than this."""
 GIVE_UP: Final = 3
-"""So many ends before we are ready mean that it will not get better."""
+"""So many ends before it has ever worked, or in a restart, mean that it will not get better."""
 
 GRANTED: Final[Mapping[str, frozenset[str]]] = {
     "web": frozenset({"REDIS_URL", SECRET}),
@@ -183,9 +183,18 @@ class Process:
         self._old = None
 
     def _end_and_start(self, works: Callable[[], bool]) -> Iterator[None]:
+        """The old one is gone: so a new one that was killed, or that Celery ended, is started once more."""
         yield from self._ended(self.popen)
-        self.start()
-        yield from self._until(works)
+        for left in reversed(range(GIVE_UP)):
+            self.start()
+            try:
+                yield from self._until(works)
+            except NotReplaced:
+                if self.alive or not left:
+                    raise
+                _kill_group(self.popen)
+            else:
+                return
 
     def _until(self, true: Callable[[], bool]) -> Iterator[None]:
         while not true():

@@ -120,6 +120,26 @@ def test_without_a_held_socket_the_old_one_ends_first(make: Make) -> None:
     assert process.alive
 
 
+def test_a_new_one_that_is_killed_is_started_once_more(make: Make) -> None:
+    """A kill in the middle of a restart is no mistake in what is restarted; one that ends each time is."""
+    process = make("sleep 60")
+    old = process.popen
+    killed = []
+
+    def works() -> bool:
+        if process.popen is not old and process.popen not in killed and len(killed) < 2:
+            killed.append(process.popen)
+            process.popen.kill()
+            process.popen.wait()
+        return len(killed) == 2 and process.alive
+
+    taken(process.replace(works))
+    assert process.popen not in (old, *killed)
+    process.command = "false"
+    with pytest.raises(NotReplaced, match="the new web ended with 1"):
+        taken(process.replace(lambda: False))
+
+
 def test_nothing_is_left_in_the_middle_of_a_replacement(make: Make) -> None:
     """Whoever stops then ends both."""
     with socket.create_server(("127.0.0.1", 0)) as held:
