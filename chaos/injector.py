@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from chaos.books import Span
 from chaos.faults import Fault, Undo
 from chaos.ground import Ground, NotBack
-from chaos.schedule import Planned
+from chaos.schedule import APART, Planned
 from console.trial import TrialFailed
 
 
@@ -43,9 +43,14 @@ class Injector:
         await asyncio.gather(*(self._lane(planned) for planned in self._lanes.values()))
 
     async def _lane(self, plan: Sequence[Planned]) -> None:
+        """One after the other, and time to come back between two, also where one took longer than planned: a second
+        receiver that is killed before the balancer has seen the first one again is no single fault."""
+        over = 0.0
         for planned in plan:
-            await asyncio.sleep(max(0.0, planned.at - (time.monotonic() - self._began)))
+            at = max(planned.at, over + APART)
+            await asyncio.sleep(max(0.0, at - (time.monotonic() - self._began)))
             await self._happen(planned)
+            over = time.monotonic() - self._began
 
     async def _happen(self, planned: Planned) -> None:
         began, trouble = time.time(), None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from dataclasses import replace
 from difflib import ndiff
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from chaos.backlog import rate
 from chaos.balancer import CONFIGURATION, rendered
 from chaos.books import FAIR, Account, Kept, Span, account, away
-from chaos.faults import BY_NAME, FAULTS
+from chaos.faults import BY_NAME, FAULTS, Fault, Undo
+from chaos.ground import Ground
+from chaos.injector import Injector
 from chaos.report import BEGIN, END, as_json, as_markdown, together, write_into
-from chaos.schedule import LEAD, Planned, schedule
+from chaos.schedule import APART, LEAD, Planned, schedule
 from simulators.ledger import Outcome, Sent, Verdict, Wrong
 
 KINDS = [fault.kind for fault in FAULTS]
@@ -245,3 +248,28 @@ def test_the_rate_of_a_tenth_is_read_between_two_looks() -> None:
 
 def test_planned_faults_are_ordered_by_time() -> None:
     assert Planned(at=1, name="b", lane="x", lasts=1) < Planned(at=2, name="a", lane="x", lasts=1)
+
+
+# --- the injector ----------------------------------------------------------------------------------------------
+
+
+def test_a_fault_that_takes_long_still_leaves_time_to_come_back() -> None:
+    """The next one of its lane waits; what was planned at the same moment in another lane does not."""
+
+    async def slow(ground: Ground) -> Undo:
+        async def undo() -> None:
+            await asyncio.sleep(0.5)
+
+        return undo
+
+    faults = {name: Fault(name=name, lane=name[0], lasts=(0.0, 0.0), begin=slow) for name in ("a1", "a2", "b1")}
+    plan = [
+        Planned(at=0.0, name="a1", lane="a", lasts=0.1),
+        Planned(at=0.2, name="a2", lane="a", lasts=0.0),
+        Planned(at=0.2, name="b1", lane="b", lasts=0.0),
+    ]
+    injector = Injector(cast("Ground", None), plan, faults, lambda line: None)
+    asyncio.run(injector.run())
+    spans = {span.name: span for span in injector.spans}
+    assert spans["a2"].began - spans["a1"].ended >= APART
+    assert spans["b1"].began < spans["a1"].ended
