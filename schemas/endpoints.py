@@ -30,6 +30,7 @@ COMMON: Final[Mapping[str, type]] = {
     "provider": str,
     "timezone": str,
     "api_url": str,
+    "calls_per_second": float,
     "generation": int,
     "previous_until": date,
 }
@@ -53,6 +54,8 @@ class Endpoint:
     """IANA name, for providers that send wall-clock times."""
     api_url: str | None = None
     """In place of the provider's API base."""
+    calls_per_second: float | None = None
+    """What the account's plan allows, in place of the provider's published limit."""
     generation: int = 1
     """Raise it by one to rotate the URL."""
     previous_until: datetime | None = None
@@ -140,6 +143,7 @@ def _endpoint(file: str, name: str, table: Any, environment: Mapping[str, str]) 
         provider=table["provider"],
         timezone=_timezone(f"{where}.timezone", table.get("timezone")),
         api_url=_url(f"{where}.api_url", table.get("api_url")),
+        calls_per_second=_speed(f"{where}.calls_per_second", table.get("calls_per_second")),
         generation=generation,
         previous_until=_instant(table.get("previous_until")),
         options={key: value for key, value in table.items() if key not in COMMON},
@@ -148,11 +152,12 @@ def _endpoint(file: str, name: str, table: Any, environment: Mapping[str, str]) 
     return replace(endpoint, secrets=frozenset(held))
 
 
-_WORDS: Final = {str: "a text", int: "a whole number", date: "a date such as 2026-12-31"}
+_WORDS: Final = {str: "a text", int: "a whole number", float: "a number", date: "a date such as 2026-12-31"}
 
 
 def _is(kind: type, value: Any) -> bool:
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    kinds = (int, float) if kind is float else (kind,)
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _timezone(where: str, name: str | None) -> str | None:
@@ -185,6 +190,15 @@ def _has_host(url: str) -> bool:
         return bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def _speed(where: str, calls: float | None) -> float | None:
+    """From a few in a minute to more than one server answers; what lies beyond is a slip, and so is `nan`."""
+    if calls is None:
+        return None
+    if not 0.01 <= calls <= 1000:
+        raise ConfigError(where, "is how many API calls a second your plan allows; write a number from 0.01 to 1000")
+    return float(calls)
 
 
 def _instant(value: date | datetime | None) -> datetime | None:

@@ -258,7 +258,12 @@ class ReserveKit(Venue):
         """Event → the last elements that were told with it, of different bookings, the newest last."""
 
     def settings(self, api_url: str) -> dict[str, Any]:
-        return {"provider": self.provider, "api_url": f"{api_url}/v1", "timezone": self.switches.timezone}
+        return {
+            "provider": self.provider,
+            "api_url": f"{api_url}/v1",
+            "timezone": self.switches.timezone,
+            "calls_per_second": PLANS[self.switches.plan].rate,
+        }
 
     def secrets(self) -> dict[str, str]:
         return {"api_key": self.api_key} if self.switches.with_key else {}

@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from schemas.endpoints import Endpoint
 from workers import calls, wire
-from workers.calls import Cache, Caller, api_base, oauth_client
+from workers.calls import Cache, Caller, api_base, oauth_client, pause
 from workers.database import engine as make_engine
 from workers.errors import (
     Again,
@@ -36,15 +36,16 @@ from workers.errors import (
     CredentialsRefused,
     DatabaseTrouble,
     DeliveryError,
+    NotYet,
     ProviderUnavailable,
     Refused,
     Throttled,
 )
-from workers.provider import Auth, Call, OAuth, Provider
+from workers.provider import Auth, Call, Limit, OAuth, Provider, Rate
 from workers.registry import discover
 from workers.seal import Seal
 from workers.tokens import Token, Tokens
-from workers.wire import retry_after
+from workers.wire import Reply, retry_after
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 KEY = "k3y/of the venue"
@@ -264,6 +265,27 @@ def test_a_provider_says_when_to_come_back(
         caller(READ)
     assert error.value.after == after
     assert type(error.value) is (ProviderUnavailable if (status, wish) == (503, None) else Throttled)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"error": "Rate limit exceeded"}', {}),
+        (b'{"message": "rate_limit_exceeded"}', {}),
+        (b"<html><h1>Too Many Requests</h1></html>", {}),
+        (b"", {"X-RateLimit-Remaining": "0"}),
+    ],
+)
+def test_a_503_that_speaks_of_a_limit_is_a_throttle(
+    body: bytes, headers: dict[str, str], caller: Caller, api: Api
+) -> None:
+    """Timekit refuses so what is above its limit; nobody says in which words."""
+    heard = Heard()
+    api.will(Response(body, 503, headers=headers))
+    with pytest.raises(Throttled, match="session: answered 503") as error:
+        replace(caller, circuits=heard)(READ)
+    assert error.value.after is None
+    assert heard.told == ["asked"]
 
 
 @pytest.mark.parametrize(
@@ -652,6 +674,148 @@ def test_a_cached_answer_asks_no_circuit(caller: Caller, api: Api) -> None:
     caller(ROOMS)
     assert replace(caller, circuits=heard)(ROOMS).body == [1]
     assert heard.told == []
+
+
+# --- its turn ------------------------------------------------------------------------------------------------
+
+LIMIT = Limit(account="someone", rate=Rate(per_second=5, burst=10))
+
+
+@dataclass
+class Turns:
+    """A bucket that says what a test has put in, and remembers what it was asked and told."""
+
+    waits: list[timedelta] = field(default_factory=list)
+    patience: list[timedelta] = field(default_factory=list)
+    held: list[timedelta] = field(default_factory=list)
+
+    def take(self, limit: Limit, patience: timedelta) -> timedelta:
+        assert limit == LIMIT
+        self.patience.append(patience)
+        return self.waits.pop(0) if self.waits else timedelta()
+
+    def hold(self, limit: Limit, wait: timedelta) -> None:
+        assert limit == LIMIT
+        self.held.append(wait)
+
+
+def counted(caller: Caller, turns: Turns) -> Caller:
+    return replace(caller, buckets=turns, limit=LIMIT)
+
+
+def test_what_would_wait_too_long_is_not_asked(caller: Caller, api: Api) -> None:
+    """It comes back when there is a token; that says nothing about the API, and no circuit hears of it."""
+    heard, turns = Heard(), Turns(waits=[timedelta(seconds=17)])
+    api.will()
+    with pytest.raises(NotYet) as error:
+        replace(counted(caller, turns), circuits=heard)(READ)
+    assert str(error.value) == "session: not asked yet: we stay below the provider's limit"
+    assert (error.value.after, error.value.reason) == (timedelta(seconds=17), "throttled")
+    assert isinstance(error.value, Throttled)
+    assert heard.told == ["asked"]
+    assert api.asked == []
+
+
+def test_the_answer_has_half_of_the_time(caller: Caller, api: Api) -> None:
+    """A call waits for its turn for five of its ten seconds, or for half of what an outer limit leaves."""
+    turns = Turns()
+    api.will(JSONResponse([]), JSONResponse([]))
+    counted(caller, turns)(READ)
+    with wire.within(timedelta(seconds=2)):
+        counted(caller, turns)(READ)
+    first, second = turns.patience
+    assert timedelta(seconds=4) < first <= timedelta(seconds=5)
+    assert timedelta(seconds=0.5) < second <= timedelta(seconds=1)
+
+
+def test_every_request_takes_a_turn(logged_in: Caller, api: Api) -> None:
+    """A lookup, the asking again with a renewed token, an acknowledgement; the renewal itself takes none."""
+    turns = Turns()
+    api.will(JSONResponse({}, 401), JSONResponse(FRESH), JSONResponse({"id": 7}), Response(b"", 204))
+    counted(logged_in, turns)(OAUTH)
+    assert (len(turns.patience), len(api.asked)) == (2, 3)
+    counted(logged_in, turns)(Call(name="acknowledge", method="POST", path="/message/7", auth=Auth.OAUTH))
+    assert (len(turns.patience), len(api.asked)) == (3, 4)
+
+
+def test_no_turn_for_the_asking_again(logged_in: Caller, api: Api) -> None:
+    """The renewed token is kept, and the circuit learns nothing."""
+    heard, turns = Heard(), Turns(waits=[timedelta(), timedelta(seconds=9)])
+    api.will(JSONResponse({}, 401), JSONResponse(FRESH))
+    with pytest.raises(NotYet):
+        replace(counted(logged_in, turns), circuits=heard)(OAUTH)
+    kept = logged_in.tokens.get("venue")
+    assert kept is not None
+    assert kept.access_token == "fresh-t0ken"
+    assert heard.told == ["asked"]
+
+
+def test_what_asks_nobody_takes_no_turn(caller: Caller, api: Api) -> None:
+    """A cached answer, and a call without a key."""
+    turns = Turns()
+    api.will(JSONResponse([1]))
+    caller(ROOMS)
+    assert counted(caller, turns)(ROOMS).body == [1]
+    with pytest.raises(CredentialsMissing):
+        counted(towards(caller, api.url, secrets={}), turns)(READ)
+    assert turns.patience == []
+
+
+SENT = {"date": "Fri, 20 Nov 2026 11:58:00 GMT"}
+"""By a server whose clock is two minutes behind ours."""
+RESET = str(int(NOW.timestamp()) - 113)
+"""Seven seconds later."""
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "wait"),
+    [
+        (200, {}, None),
+        (200, {"x-ratelimit-remaining": "1", "x-ratelimit-reset": RESET}, None),
+        (200, {"retry-after": "7"}, None),
+        (500, {"retry-after": "7"}, None),
+        (503, {}, None),
+        # The last one for now, of whatever status.
+        (200, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": RESET}, 7),
+        (404, {"x-ratelimit-remaining": " 0 ", "x-ratelimit-reset": RESET}, 7),
+        (200, {"x-ratelimit-remaining": "0", "retry-after": "3", "x-ratelimit-reset": RESET}, 3),
+        (200, {"x-ratelimit-remaining": "0"}, None),
+        (200, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "30"}, 0),
+        (200, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "soon"}, None),
+        (200, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "9" * 400}, None),
+        (200, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": RESET, "date": "today"}, 0),
+        # A refusal; one that names no time means a moment.
+        (429, {"retry-after": "7", "x-ratelimit-reset": "1"}, 7),
+        (429, {"x-ratelimit-reset": RESET}, 7),
+        (429, {}, 1),
+        (429, {"retry-after": "0"}, 0),
+        (503, {"retry-after": "7"}, 7),
+        (503, {"x-ratelimit-remaining": "0"}, 1),
+    ],
+)
+def test_what_an_answer_says_about_the_calls_to_come(status: int, headers: dict[str, str], wait: int | None) -> None:
+    """`X-RateLimit-Reset` is read by the clock of who sends it."""
+    reply = Reply(status, httpx.Headers(SENT | headers), b"")
+    assert pause(reply, NOW) == (None if wait is None else timedelta(seconds=wait))
+
+
+@pytest.mark.parametrize(
+    ("answer", "held"),
+    [
+        (JSONResponse([]), []),
+        (JSONResponse([], headers={"x-ratelimit-remaining": "0", "retry-after": "4"}), [timedelta(seconds=4)]),
+        (Response(b"", 429, headers={"retry-after": "7"}), [timedelta(seconds=7)]),
+        (Response(b"", 429, headers={"retry-after": "0"}), []),
+        (Response(b"rate limit", 503), [timedelta(seconds=1)]),
+        (Response(b"", 503), []),
+    ],
+)
+def test_an_answer_holds_the_bucket(answer: Response, held: list[timedelta], caller: Caller, api: Api) -> None:
+    turns = Turns()
+    api.will(answer)
+    with suppress(DeliveryError):
+        counted(caller, turns)(READ)
+    assert turns.held == held
 
 
 # --- what is never shown -------------------------------------------------------------------------------------

@@ -32,17 +32,26 @@ def test_an_endpoint_with_everything() -> None:
     """The common keys become fields; all others are the provider's to check."""
     endpoint = only(
         VENUE
-        + 'api_url = "https://api.example.org/v1/"\ngeneration = 3\nprevious_until = 2026-12-31\nflavour = "dark"\n'
+        + 'api_url = "https://api.example.org/v1/"\ncalls_per_second = 20\ngeneration = 3\n'
+        + 'previous_until = 2026-12-31\nflavour = "dark"\n'
     )
     assert endpoint == Endpoint(
         name="arcade-vienna",
         provider="synthesisvr",
         timezone="Europe/Vienna",
         api_url="https://api.example.org/v1",
+        calls_per_second=20.0,
         generation=3,
         previous_until=datetime(2026, 12, 31, 23, 59, 59, 999999, UTC),
         options={"flavour": "dark"},
     )
+
+
+@pytest.mark.parametrize(("written", "calls"), [("5", 5.0), ("0.5", 0.5), ("0.01", 0.01), ("1e3", 1000.0)])
+def test_calls_per_second(written: str, calls: float) -> None:
+    """A whole number or a fraction, as a float."""
+    found = only(f"{VENUE}calls_per_second = {written}").calls_per_second
+    assert (found, type(found)) == (calls, float)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,19 @@ REFUSALS = {
     VENUE + 'api_url = "https://h/?q=1"': ("reservoir.toml: endpoints.arcade-vienna.api_url", "https://host/path"),
     VENUE + 'api_url = "https://h:port/"': ("reservoir.toml: endpoints.arcade-vienna.api_url", "https://host/path"),
     VENUE + 'api_url = "https://[::1/"': ("reservoir.toml: endpoints.arcade-vienna.api_url", "https://host/path"),
+    **{
+        f"{VENUE}calls_per_second = {slip}": ("reservoir.toml: endpoints.arcade-vienna.calls_per_second", mend)
+        for slip, mend in {
+            '"5"': "takes a number, not '5'",
+            "true": "takes a number, not True",
+            "0": "write a number from 0.01 to 1000",
+            "-5": "write a number from 0.01 to 1000",
+            "0.001": "write a number from 0.01 to 1000",
+            "1001": "write a number from 0.01 to 1000",
+            "inf": "write a number from 0.01 to 1000",
+            "nan": "write a number from 0.01 to 1000",
+        }.items()
+    },
     "[endpoints.vienna": ("reservoir.toml", "mend that line"),
     "[endpoints.vienna]\nprovider =": ("reservoir.toml", "mend that line"),
 }
@@ -141,7 +163,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 WORDS = st.text(max_size=5)
 VALUES = WORDS | st.integers() | st.booleans() | st.floats() | st.dates() | st.datetimes() | st.lists(WORDS, max_size=2)
-KEYS = st.sampled_from(["provider", "timezone", "api_url", "generation", "previous_until"]) | WORDS
+KEYS = st.sampled_from(["provider", "timezone", "api_url", "calls_per_second", "generation", "previous_until"]) | WORDS
 
 
 @given(WORDS, st.dictionaries(KEYS, VALUES, max_size=4), st.dictionaries(WORDS, VALUES, max_size=1))

@@ -14,6 +14,7 @@ from workers.errors import (
     DatabaseTrouble,
     DeliveryError,
     Malformed,
+    NotYet,
     OurFault,
     Park,
     ProviderUnavailable,
@@ -98,6 +99,11 @@ def test_after_24_hours_it_is_parked_with_the_reason_that_it_had() -> None:
 def test_the_providers_own_wish_is_kept(attempt: int, wish: int, seconds: int) -> None:
     error = Throttled(after=timedelta(seconds=wish))
     assert decide(error, attempt, NOON, NO_JITTER) == RetryAt(at=NOON + timedelta(seconds=seconds), error=error)
+
+
+def test_what_was_not_asked_comes_back_at_its_turn_however_often() -> None:
+    error = NotYet(after=timedelta(seconds=1))
+    assert decide(error, ATTEMPTS, NOON, Fixed(0.9)) == RetryAt(at=NOON + timedelta(seconds=1), error=error)
 
 
 def test_jitter_never_brings_it_back_before_the_provider_wished() -> None:

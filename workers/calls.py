@@ -1,39 +1,55 @@
 """Performs the calls that providers describe: the only HTTP that leaves us. Knows no delivery and no table.
 
 Keys and tokens are filled in here and shown nowhere: an error names the call, never its URL.
+
+Every request to an API takes a turn in its account's bucket, where a limit is known: lookups, acknowledgements, and
+the asking again with a renewed token, because the provider counts them all. What the cache answers takes none. The
+renewal of an OAuth token takes none either: it is one in an hour, outside of the API proper, it holds a lock in
+Postgres meanwhile, and nothing goes on without it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 import httpx
 
-from schemas.endpoints import Endpoint
+from schemas.endpoints import Config, Endpoint
 from workers.errors import (
     CredentialsMissing,
     CredentialsRefused,
     DeliveryError,
+    NotYet,
     ProviderUnavailable,
     Refused,
     Throttled,
 )
-from workers.provider import Answer, Auth, Call, Provider
+from workers.provider import Answer, Auth, Call, Limit, Provider, Rate
 from workers.reading import storable
 from workers.tokens import OAuthClient, Token, Tokens
 from workers.wire import LATER, LONGEST, NO_ANSWER, NoAnswer, Reply, ask, client, retry_after, seconds_left, within
 
-__all__ = ["Cache", "Caller", "Circuits", "api_base", "client", "oauth_client"]
+__all__ = ["Buckets", "Cache", "Caller", "Circuits", "api_base", "client", "limits", "oauth_client"]
 
 RENEWING: Final = timedelta(seconds=5)
 """A token is not renewed with less time left: an answer that is cut off there takes the only refresh token with it."""
+A_MOMENT: Final = timedelta(seconds=1)
+"""How long an account is left alone after a refusal that names no time: shorter than any wait of a delivery."""
+SPEAKS_OF_LIMITS: Final = re.compile(rb"rate.?limit|too many requests", re.IGNORECASE)
+"""In the body of a 503, with which Timekit refuses what is above its limit. Its own words are documented nowhere."""
+
+UNIX: Final = re.compile(r"[0-9]{1,11}")
 
 
 class Circuits(Protocol):
@@ -42,6 +58,13 @@ class Circuits(Protocol):
     def check(self, endpoint: str) -> None: ...
     def succeeded(self, endpoint: str) -> None: ...
     def failed(self, endpoint: str, wish: timedelta | None = None) -> None: ...
+
+
+class Buckets(Protocol):
+    """What keeps calls below the providers' limits; `workers.bucket.Buckets` says what each does."""
+
+    def take(self, limit: Limit, patience: timedelta) -> timedelta: ...
+    def hold(self, limit: Limit, wait: timedelta) -> None: ...
 
 
 def api_base(provider: Provider, endpoint: Endpoint) -> str | None:
@@ -61,6 +84,53 @@ def oauth_client(provider: Provider, endpoint: Endpoint, secrets: Mapping[str, s
         client_id=secrets["client_id"],
         client_secret=secrets["client_secret"],
     )
+
+
+# --- whose calls count together ----------------------------------------------------------------------------------
+
+
+def limits(
+    config: Config,
+    providers: Mapping[str, Provider],
+    secrets_of: Callable[[Endpoint], Mapping[str, str]],
+    secret: str,
+) -> dict[str, Limit]:
+    """Each endpoint's limit by its name, where there is one. `secret`, the installation's, goes into accounts' names.
+
+    Endpoints of one account share its limit. Where they name several, the lowest holds for all of them: a limit is the
+    account's, and the slip is rather in the higher one.
+    """
+    sharing: defaultdict[str, list[Endpoint]] = defaultdict(list)
+    for endpoint in config:
+        sharing[_account(providers[endpoint.provider], endpoint, secrets_of(endpoint), secret)].append(endpoint)
+    return {
+        endpoint.name: Limit(account=account, rate=rate)
+        for account, endpoints in sharing.items()
+        if (rate := _rate(providers[endpoints[0].provider], endpoints)) is not None
+        for endpoint in endpoints
+    }
+
+
+def _account(provider: Provider, endpoint: Endpoint, secrets: Mapping[str, str], secret: str) -> str:
+    """The same where provider, address and credentials are the same; those for webhooks say nothing about an account.
+
+    An OAuth application with several logins is one account: whether its provider counts by application or by login is
+    not known, and this way neither is exceeded. Without credentials in the environment an endpoint is on its own.
+    """
+    ours = sorted((what, value) for what, value in secrets.items() if what != "webhook_secret")
+    who = [provider.name, api_base(provider, endpoint), ours or endpoint.name]
+    digest = hmac.new(secret.encode(), json.dumps(["account", *who]).encode(), hashlib.sha256).hexdigest()
+    return f"{provider.name}-{digest[:16]}"
+
+
+def _rate(provider: Provider, endpoints: Sequence[Endpoint]) -> Rate | None:
+    named = [endpoint.calls_per_second for endpoint in endpoints if endpoint.calls_per_second is not None]
+    if not named:
+        return provider.rate
+    return (provider.rate or Rate(per_second=1, burst=1)).at(min(named))
+
+
+# --- calling -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -97,15 +167,18 @@ class Caller:
     clock: Callable[[], datetime]
     circuits: Circuits | None = None
     """Without them every API counts as there."""
+    buckets: Buckets | None = None
+    limit: Limit | None = None
+    """With both, calls wait for their turn."""
     longest: timedelta = LONGEST
-    """For a call with all that belongs to it: a token's renewal, and the asking again."""
+    """For a call with all that belongs to it: the wait for its turn, a token's renewal, and the asking again."""
 
     def __call__(self, call: Call) -> Answer:
         """The answer: a 2xx, or a status that the call accepts.
 
-        Raises ProviderUnavailable (not asked, no answer, 5xx, no JSON), Throttled (429; 503 that names a time),
-        CredentialsMissing and CredentialsRefused (401, also after a refresh; 403), DatabaseTrouble (the token cannot
-        be read), Refused (any other status).
+        Raises ProviderUnavailable (not asked, no answer, 5xx, no JSON), Throttled (429; 503 that names a time or speaks
+        of a limit), NotYet (its turn would come too late), CredentialsMissing and CredentialsRefused (401, also after a
+        refresh; 403), DatabaseTrouble (the token cannot be read), Refused (any other status).
         """
         kept = self.cache.get(self.endpoint.name, call)
         if kept is not None:
@@ -128,6 +201,8 @@ class Caller:
         if self.circuits is None:
             return
         match error:
+            case NotYet():
+                pass
             case None | CredentialsRefused() | Refused():
                 self.circuits.succeeded(self.endpoint.name)
             case Throttled(after=timedelta() as wish):
@@ -166,10 +241,30 @@ class Caller:
         return self.tokens.fresh(self.endpoint.name, refused, renew)
 
     def _send(self, call: Call, token: Token | None) -> Reply:
+        request, auth = self._request(call, token), self._basic(call)
+        self._wait_for_turn(call)
         try:
-            return ask(self.http, self._request(call, token), auth=self._basic(call), longest=self.longest)
+            reply = ask(self.http, request, auth=auth, longest=self.longest)
         except NoAnswer as error:
             raise ProviderUnavailable(f"{call.name}: {error}") from None
+        self._heed(reply)
+        return reply
+
+    def _wait_for_turn(self, call: Call) -> None:
+        """At most half of the time that is left: the answer has the other half. Raises NotYet."""
+        if self.buckets is None or self.limit is None:
+            return
+        wait = self.buckets.take(self.limit, timedelta(seconds=seconds_left() / 2))
+        if wait:
+            raise NotYet(f"{call.name}: not asked yet: we stay below the provider's limit", after=wait)
+
+    def _heed(self, reply: Reply) -> None:
+        """What the answer says about the calls to come, for all workers."""
+        if self.buckets is None or self.limit is None:
+            return
+        wait = pause(reply, self.clock())
+        if wait:
+            self.buckets.hold(self.limit, wait)
 
     def _request(self, call: Call, token: Token | None) -> httpx.Request:
         base = api_base(self.provider, self.endpoint)
@@ -210,9 +305,8 @@ class Caller:
 
     def _failure(self, call: Call, reply: Reply) -> DeliveryError:
         said = f"{call.name}: answered {reply.status}"
-        wish = retry_after(reply.headers.get("retry-after"), self.clock())
-        if reply.status == 429 or (reply.status == 503 and wish is not None):
-            return Throttled(said, after=wish)
+        if _throttles(reply, self.clock()):
+            return Throttled(said, after=_named_wait(reply, self.clock()))
         if reply.status in (401, 403):
             return CredentialsRefused(said)
         if reply.status >= 500 or reply.status < 400 or reply.status in LATER:
@@ -222,6 +316,47 @@ class Caller:
     def _page(self, call: Call, reply: Reply) -> DeliveryError:
         """The word of whatever stands in front of the API; when that has gone, the API speaks for itself."""
         return ProviderUnavailable(f"{call.name}: answered {reply.status} with a page")
+
+
+def pause(reply: Reply, now: datetime) -> timedelta | None:
+    """How long the account should be left alone after this answer; None where it asks for nothing.
+
+    Also an answer that is none of a limit's may tell that it was the last one for now: ReserveKit's headers do.
+    """
+    if _throttles(reply, now):
+        wait = _named_wait(reply, now)
+        return A_MOMENT if wait is None else wait
+    return _named_wait(reply, now) if _is_last(reply) else None
+
+
+def _throttles(reply: Reply, now: datetime) -> bool:
+    """A refusal of what is too much; a 503 is one where it says so, and an outage where it does not."""
+    if reply.status != 503:
+        return reply.status == 429
+    tells_when = retry_after(reply.headers.get("retry-after"), now) is not None
+    return tells_when or _is_last(reply) or SPEAKS_OF_LIMITS.search(reply.content[:1024]) is not None
+
+
+def _is_last(reply: Reply) -> bool:
+    return reply.headers.get("x-ratelimit-remaining", "").strip() == "0"
+
+
+def _named_wait(reply: Reply, now: datetime) -> timedelta | None:
+    """Until when `Retry-After` or else `X-RateLimit-Reset` says; that is Unix time, by the clock of who sends it."""
+    wish = retry_after(reply.headers.get("retry-after"), now)
+    reset = reply.headers.get("x-ratelimit-reset", "").strip()
+    if wish is not None or not UNIX.fullmatch(reset):
+        return wish
+    return max(timedelta(), timedelta(seconds=int(reset) - _sent_at(reply, now).timestamp()))
+
+
+def _sent_at(reply: Reply, now: datetime) -> datetime:
+    """By the clock of who sent it; by ours where it does not say."""
+    try:
+        sent = parsedate_to_datetime(reply.headers.get("date", ""))
+    except ValueError:
+        return now
+    return sent if sent.tzinfo else sent.replace(tzinfo=UTC)
 
 
 def _refuses_token(reply: Reply) -> bool:

@@ -87,6 +87,8 @@ class Again(DeliveryError):
     """Comes back by itself."""
 
     reason = "again"
+    is_attempt = True
+    """Whether it counts towards the 24 hours."""
 
     def __init__(self, message: str = "", *, reason: str | None = None, after: timedelta | None = None) -> None:
         super().__init__(message, reason=reason)
@@ -104,6 +106,12 @@ class Throttled(Again):
     """The provider's API asks us to slow down."""
 
     reason = "throttled"
+
+
+class NotYet(Throttled):
+    """It was not asked, because we stay below the provider's limit; neither side has failed."""
+
+    is_attempt = False
 
 
 class CredentialsMissing(Again):

@@ -83,6 +83,8 @@ class Verdict:
     reason: str | None = None
     error: str | None = None
     next_attempt_at: datetime | None = None
+    is_attempt: bool = True
+    """Whether this time counts towards the 24 hours."""
     acknowledge: bool = False
     """The provider must be told, once this is committed."""
 

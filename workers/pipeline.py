@@ -531,7 +531,10 @@ def _verdict(job: Job, parts: Parts, found: Findings) -> Verdict:
         if isinstance(decision, RetryAt):
             told = _told([decision.error, *errors])
             reason = decision.error.reason
-            return Verdict(state=State.RETRYING, reason=reason, error=told, next_attempt_at=decision.at)
+            counts = decision.error.is_attempt
+            return Verdict(
+                state=State.RETRYING, reason=reason, error=told, next_attempt_at=decision.at, is_attempt=counts
+            )
         errors.append(decision.error)
     if errors:
         return Verdict(state=State.PARKED, reason=errors[0].reason, error=_told(errors))

@@ -1,4 +1,5 @@
-"""What a provider is, as values: what arrived, what it says about bookings, which call would tell more.
+"""What a provider is, as values: what arrived, what it says about bookings, which call would tell more, and how often
+it may be asked.
 
 A provider's file builds these values and performs nothing. Knows no HTTP client, no database, no queue.
 """
@@ -97,6 +98,30 @@ class Answer:
     def ok(self) -> bool:
         """Whether the answer is a 2xx."""
         return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """A limit on the calls of one account, as its provider publishes it. `workers.bucket` stays below."""
+
+    per_second: float
+    """In the long run."""
+    burst: int
+    """So many may come at the same moment, where none came before."""
+
+    def at(self, per_second: float) -> Rate:
+        """The same for a plan that allows more, or less."""
+        burst = round(self.burst / self.per_second * per_second)
+        return Rate(per_second=per_second, burst=max(1, burst))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """A rate, and whose calls count together towards it."""
+
+    account: str
+    """A name that tells nothing of the credentials."""
+    rate: Rate
 
 
 # --- what arrived --------------------------------------------------------------------------------------------
@@ -209,6 +234,8 @@ class Provider:
     """The API base when the endpoint names none; None: the endpoint must say."""
     api_base: Callable[[Endpoint], str | None] = lambda endpoint: endpoint.api_url
     """The API base of an endpoint that does not use `api_url` as it stands."""
+    rate: Rate | None = None
+    """The published limit on calls of the smallest plan; None: none is published. `calls_per_second` replaces it."""
     oauth: OAuth | None = None
     """Set where calls are made with Auth.OAUTH."""
     options: Mapping[str, Option] = field(default_factory=dict)

@@ -56,6 +56,8 @@ def decide(error: DeliveryError, attempt: int, now: datetime, chance: Random) ->
     """
     if not isinstance(error, Again):
         return ParkNow(error=error)
+    if not error.is_attempt and error.after is not None:
+        return RetryAt(at=now + error.after, error=error)
     if attempt >= ATTEMPTS:
         return ParkNow(error=GaveUp(f"tried for 24 hours: {error}", reason=error.reason))
     wait = backoff(attempt) * (1 - chance.random() / 4)

@@ -46,7 +46,7 @@ OWE: Final = updated(deliveries, ["acknowledge_at"])
 SETTLED: Final = given(
     deliveries,
     [
-        *("id", "provider", "state", "reason", "error", "next_attempt_at", "lookup", "parser"),
+        *("id", "provider", "state", "reason", "error", "attempts", "next_attempt_at", "lookup", "parser"),
         *("applied_at", "acknowledge_at", "acknowledge_attempts"),
     ],
 )
@@ -56,6 +56,7 @@ SETTLE: Final = (
     .values(
         {
             **{column.name: column for column in SETTLED.c if column.name != "id"},
+            "attempts": func.greatest(deliveries.c.attempts - SETTLED.c.attempts, 0),  # less what was none
             "parser": func.coalesce(SETTLED.c.parser, deliveries.c.parser),
             "applied_at": case(
                 (SETTLED.c.applied_at.is_(None), null()),
@@ -380,6 +381,7 @@ def _settled(entry: Entry, effects: Sequence[Effect], now: datetime) -> dict[str
         "state": verdict.state or _state_of(effects, applied),
         "reason": verdict.reason,
         "error": verdict.error,
+        "attempts": 0 if verdict.is_attempt else 1,
         "next_attempt_at": verdict.next_attempt_at.isoformat() if verdict.next_attempt_at else None,
         "lookup": answers_to_json(entry.found.answers) or None,
         "parser": None if entry.found.said is None else entry.parser,

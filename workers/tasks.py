@@ -27,6 +27,7 @@ from schemas.delivery import PROCESS, now
 from schemas.endpoints import ConfigError, Endpoint
 from workers import calls, circuit, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
+from workers.bucket import Buckets
 from workers.circuit import Circuits
 from workers.database import engine, trouble, workers_engine
 from workers.errors import DatabaseTrouble, DeliveryError, ProviderUnavailable, Throttled
@@ -69,7 +70,9 @@ def workshop() -> Workshop:
     database = workers_engine(read.database_url)
     redis = _patient_redis(read.redis_url)
     store, http, answers = Store(database), calls.client(), calls.Cache()
-    circuits = Circuits(circuit.client(read.redis_url), on_close=lambda endpoint: _api_is_back(store, endpoint))
+    impatient, providers = circuit.client(read.redis_url), registry.discover()
+    circuits = Circuits(impatient, on_close=lambda endpoint: _api_is_back(store, endpoint))
+    buckets, limits = Buckets(impatient), calls.limits(read.config, providers, read.secrets_of, read.secret)
     tokens = Tokens(database, Seal(read.secret), now)
 
     def asks_for(provider: Provider, endpoint: Endpoint) -> calls.Caller:
@@ -82,11 +85,13 @@ def workshop() -> Workshop:
             cache=answers,
             clock=now,
             circuits=circuits,
+            buckets=buckets,
+            limit=limits.get(endpoint.name),
         )
 
     parts = pipeline.Parts(
         store=store,
-        providers=registry.discover(),
+        providers=providers,
         config=read.config,
         secrets_of=read.secrets_of,
         asks_for=asks_for,

@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 
 from schemas.booking import Status
 from workers.errors import Malformed
-from workers.provider import Answer, Auth, Call, Element, Event, Failed, Ignored, Incoming, Provider
+from workers.provider import Answer, Auth, Call, Element, Event, Failed, Ignored, Incoming, Provider, Rate
 from workers.reading import Wild, at_venue, carry, read_json
 
 DELETE: Final = "bookings.delete"
@@ -469,5 +469,7 @@ PROVIDER = Provider(
     normalize=normalize,
     lookup=lookup,
     api_url="https://api.reservekit.io/v1",
+    # Guide, "Rate limits": 5 a second and 10 at once on Starter; 10 and 20 on Developer, 20 and 50 on Growth.
+    rate=Rate(per_second=5, burst=10),
     secrets=(("api_key",),),
 )

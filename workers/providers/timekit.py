@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from schemas.booking import Status
 from schemas.endpoints import Endpoint
 from workers.errors import BadSignature, Malformed
-from workers.provider import Element, Event, Ignored, Incoming, Option, Provider
+from workers.provider import Element, Event, Ignored, Incoming, Option, Provider, Rate
 from workers.reading import Wild, carry, read_json
 
 SIGNATURE: Final = "x-timekit-signature"
@@ -298,6 +298,8 @@ PROVIDER = Provider(
     normalize=normalize,
     verify=verify,
     api_url="https://api.timekit.io/v2",
+    # help.timekit.io, "Timekit's rate limiter": 600 a minute, above it 503. A second's worth at once is our choice.
+    rate=Rate(per_second=10, burst=10),
     options={
         "group_owners": Option(kind=bool, meaning="open slots of group bookings become rows of their own"),
         "party_size": Option(
