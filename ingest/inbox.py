@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from ingest.nudge import Nudge
+from ingest.transaction import Wire, command
 from ingest.waiting import Row
 from schemas.delivery import INBOX
 
@@ -54,6 +55,7 @@ def connect(url: str, patience: float, connections: int) -> Redis:
         socket_timeout=patience,
         socket_connect_timeout=patience,
         retry=Retry(NoBackoff(), 0),
+        protocol=2,  # in which Redis says nothing that was not asked for
         health_check_interval=0,
         max_connections=connections,
     )
@@ -65,7 +67,11 @@ class Inbox:
     def __init__(self, url: str, nudge: Nudge, patience: float) -> None:
         # A connection that is given up is closed in the background; the next group shall not wait for that.
         self._hurried = connect(url, patience, 2 * FLUSHERS)
-        self._calm = connect(url, max(CALM, patience), 8)
+        self._slowly = max(CALM, patience)
+        self._calm = connect(url, self._slowly, 8)
+        self._hurried_wires: list[Wire] = []
+        self._calm_wires: list[Wire] = []
+        """Connections that wait for the next transaction."""
         self._nudge = nudge
         self._patience = patience
         self._probe: asyncio.Task[bool] | None = None
@@ -73,21 +79,32 @@ class Inbox:
     async def put(self, rows: Sequence[Row]) -> None:
         """One MULTI. Returns when it is synced; raises whatever happens instead, also where that took too long."""
         async with asyncio.timeout(self._patience):
-            await self._put(self._hurried, rows)
+            await self._put(self._hurried, self._hurried_wires, rows)
 
     async def put_behind(self, rows: Sequence[Row]) -> None:
         """The same without a hurry, on a connection that no request waits for."""
-        await self._put(self._calm, rows)
+        async with asyncio.timeout(self._slowly):
+            await self._put(self._calm, self._calm_wires, rows)
 
-    async def _put(self, redis: Redis, rows: Sequence[Row]) -> None:
+    async def _put(self, redis: Redis, idle: list[Wire], rows: Sequence[Row]) -> None:
+        commands = self._commands(rows)
+        wire = None
+        while idle and (wire is None or wire.closed):
+            wire = idle.pop()
+        if wire is None or wire.closed:
+            wire = await Wire.opened(redis)
+        await wire.execute(commands)
+        idle.append(wire)
+
+    def _commands(self, rows: Sequence[Row]) -> list[bytes]:
+        """The requests, and for each queue one message that names its own."""
+        entries: list[bytes] = []
         queues: dict[str, list[str]] = {}
         for row in rows:
+            entries += (row.id.encode(), row.packed)
             queues.setdefault(row.queue, []).append(row.id)
-        async with redis.pipeline(transaction=True) as pipe:
-            pipe.hset(INBOX, mapping={row.id: row.packed for row in rows})
-            for queue, ids in queues.items():
-                pipe.lpush(queue, self._nudge.message(ids, queue))
-            await pipe.execute()
+        nudges = [command(b"LPUSH", queue.encode(), self._nudge.message(ids, queue)) for queue, ids in queues.items()]
+        return [command(b"HSET", INBOX.encode(), *entries), *nudges]
 
     async def ready(self) -> bool:
         """Whether a request could be kept here now: a write that is synced like any other, and an inbox that is one.
@@ -137,5 +154,7 @@ class Inbox:
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)
+        for wire in (*self._hurried_wires, *self._calm_wires):
+            wire.close()
         await self._hurried.aclose()
         await self._calm.aclose()

@@ -264,7 +264,7 @@ def test_without_a_spool_who_waits_is_told_in_time(redis: redis_py.Redis, redis_
         assert [str(each) for each in told] == ["the spool is off"] * (FLUSHERS + 1)
         assert {type(each) for each in told} == {NotDurable}
         with pytest.raises(NotDurable, match="redis: silent"):
-            await keeper.keep(request(b"waiting"))
+            await keeper.keep(request(b"in doubt"))
         redis.client_unpause()
         await keeper.keep(request(b"afterwards"))
 
