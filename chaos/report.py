@@ -148,7 +148,7 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     deliveries = sum(run["total"]["stored"] for run in runs) or 1
     return {
         **first,
-        "seeds": [seed for run in runs for seed in run["seeds"]],
+        "seeds": sorted(seed for run in runs for seed in run["seeds"]),
         "events": sum(run["events"] for run in runs),
         "minutes": sum(run["minutes"] for run in runs),
         "faults_in_all": sum(run["faults_in_all"] for run in runs),
