@@ -41,7 +41,7 @@ class Wire(asyncio.Protocol):
     @classmethod
     async def opened(cls, redis: Redis) -> Wire:
         """A new connection with the settings of that client. Raises RedisError, OSError."""
-        connection = redis.connection_pool.make_connection()
+        connection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
         return cls(connection)
 
@@ -77,7 +77,7 @@ class Wire(asyncio.Protocol):
         self._said = b""
         error = next((line for line in lines if line.startswith(b"-")), None)
         if error is not None:
-            self._done.set_exception(BaseParser.parse_error(error[1:].decode("utf-8", "replace")))
+            self._done.set_exception(_meaning(error[1:].decode("utf-8", "replace")))
         elif lines[self._wanted + 1] != b"*%d" % self._wanted:
             self._done.set_exception(exceptions.InvalidResponse("no reply to EXEC"))
         else:
@@ -87,6 +87,12 @@ class Wire(asyncio.Protocol):
         self.close()
         if self._done is not None and not self._done.done():
             self._done.set_exception(exceptions.ConnectionError("the connection was lost"))
+
+
+def _meaning(error: str) -> exceptions.RedisError:
+    """In the library's own classes."""
+    meant: exceptions.RedisError = BaseParser.parse_error(error)  # type: ignore[no-untyped-call]
+    return meant
 
 
 def _whole(lines: Sequence[bytes], commands: int) -> bool:

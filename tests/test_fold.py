@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import permutations
 from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from schemas.booking import COLUMNS, Status
 from workers.fold import EMPTY, Row, Said, difference, fold, kind_of_change
@@ -126,6 +129,33 @@ def test_there_and_back_again_is_two_changes() -> None:
 
 
 _THERE_AND_BACK = (Status.CONFIRMED, Status.CANCELLED, Status.CONFIRMED)
+
+
+KINDS: dict[str, st.SearchStrategy[Any]] = {
+    "status": st.sampled_from([Status.CONFIRMED, Status.CANCELLED]),
+    "note": st.none() | st.sampled_from("ab"),
+    "total": st.none() | st.sampled_from([Decimal("1.5"), Decimal("1.50"), Decimal(2)]),
+    "details": st.dictionaries(st.sampled_from("xy"), st.none() | st.integers(0, 1), max_size=2),
+}
+SOME = st.builds(
+    Said,
+    delivery_id=st.integers(0, 3).map(lambda number: UUID(int=number)),
+    position=st.integers(0, 1),
+    received_at=st.integers(0, 3).map(lambda second: NOON + timedelta(seconds=second)),
+    version=st.none() | st.sampled_from(["", "1", "2"]),
+    said=st.fixed_dictionaries({}, optional=KINDS),
+    payments=st.lists(st.sampled_from([{"id": "x", "told": 1}, {"id": "x", "told": 2}, {"id": "y"}]), max_size=2).map(
+        tuple
+    ),
+)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(told=st.lists(SOME, max_size=8, unique_by=lambda one: one.order), below=st.integers(0, 8))
+def test_what_is_newer_than_all_else_can_be_folded_onto_the_row(told: list[Said], below: int) -> None:
+    """Wherever the line is drawn."""
+    ordered = sorted(told, key=lambda one: one.order)
+    assert fold(ordered[below:], onto=fold(ordered[:below])) == fold(told)
 
 
 def test_the_events_themselves_are_left_as_they_are() -> None:

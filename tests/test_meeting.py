@@ -1,16 +1,20 @@
-"""Two workers that meet in one booking, at the one moment where it matters: between asking and saving."""
+"""Two workers that meet in one booking, at the moments where it matters: between asking and saving, and in the save."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from world import NOON, VENUES, World, answer, request
 
 from schemas.delivery import RawDelivery, State
-from workers.provider import Answer, Call
+from workers.bookings import Sheet, Telling
+from workers.provider import Answer, Call, Event
 
 SESSION = "9a1f6c1e-77d0-5b62-8e0a-3f1c2d4e5b60"
 
@@ -82,3 +86,45 @@ def test_a_repeat_that_is_read_while_the_first_is_asked_for_leaves_nothing_parke
     assert world.verdict(first.id) == (State.DUPLICATE, None)
     assert world.delivery(first.id).acknowledged_at is not None
     assert len(world.rows()) == 1
+
+
+def test_an_event_that_is_overtaken_while_it_waits_for_its_booking_comes_late(engine: Engine) -> None:
+    """It was the newest when its worker began, and is not when the booking is at last its own."""
+    world = World(engine, [VENUES["timekit"]])
+    first, older, newer = (request("studio", at=NOON + timedelta(minutes=minute)) for minute in range(3))
+    world.land(first, older, newer)
+
+    def told(raw: RawDelivery, **said: Any) -> Telling:
+        return Telling(raw=raw, provider="timekit", said=[(0, Event(external_id="1", said=said))], parser=1)
+
+    def write(telling: Telling) -> None:
+        with engine.begin() as connection:
+            sheet = Sheet(connection, [telling])
+            sheet.tell(telling)
+            sheet.write()
+
+    write(told(first, note="first", source="web"))
+    waiting = threading.Thread(target=write, args=[told(older, note="older", cancel_reason="rain")])
+    with engine.begin() as connection:
+        telling = told(newer, note="newer")
+        sheet = Sheet(connection, [telling])
+        waiting.start()
+        until_somebody_waits(engine)
+        sheet.tell(telling)
+        sheet.write()
+    waiting.join(timeout=20)
+    (row,) = world.rows()
+    assert (row["note"], row["cancel_reason"], row["source"]) == ("newer", "rain", "web")
+    assert (row["delivery_id"], row["changed_at"]) == (newer.id, newer.received_at)
+
+
+def until_somebody_waits(engine: Engine) -> None:
+    """For a lock, in this database."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        with engine.connect() as connection:
+            if connection.execute(text(query)).scalar_one():
+                return
+        time.sleep(0.01)
+    raise AssertionError("nobody waits")

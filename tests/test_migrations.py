@@ -33,3 +33,16 @@ def test_every_migration_can_be_taken_back(engine: Engine) -> None:
         connection.commit()
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM bookings")).scalar_one() == 0
+
+
+def test_versions_are_sorted_by_their_code_points(engine: Engine) -> None:
+    """As Python sorts them, whatever language the database was made for."""
+    query = """
+        SELECT collname FROM pg_attribute JOIN pg_collation ON pg_collation.oid = attcollation
+        WHERE attrelid = 'booking_events'::regclass AND attname = 'version'
+        UNION ALL
+        SELECT collname FROM pg_index JOIN pg_collation ON pg_collation.oid = indcollation[1]
+        WHERE indexrelid = 'booking_events_order'::regclass
+    """
+    with engine.connect() as connection:
+        assert connection.execute(text(query)).scalars().all() == ["C", "C"]

@@ -6,13 +6,13 @@ The examples are derived from the tests themselves (`derandomize`), so every mac
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from itertools import permutations
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -26,8 +26,8 @@ from world import NOON, SEVERAL, VENUES, Script, Step, World, answer, database, 
 from console.services import Embedded
 from schemas.booking import COLUMNS
 from schemas.delivery import RawDelivery, State
-from workers.bookings import booking_id
-from workers.errors import BadSignature, ProviderUnavailable, Refused, Throttled
+from workers.bookings import Sheet, Telling, booking_id, refold
+from workers.errors import AwaitingBooking, BadSignature, ProviderUnavailable, Refused, Throttled
 from workers.fold import Row, Said, fold
 from workers.pipeline import look_up, understand
 from workers.provider import Answer, Call, Event, Failed, Ignored, Incoming, Recall
@@ -531,8 +531,151 @@ KEPT = ("state", "reason", "error", "lookup", "parser", "applied_at", "message_i
 
 
 def left(world: World, story: Story) -> tuple[Any, ...]:
-    """All that stands in the tables afterwards; the changes booking by booking, for a batch may turn to them in
-    another order."""
-    changes = [{name: value for name, value in row.items() if name not in OWN} for row in world.changes()]
+    """All that stands in the tables afterwards."""
     states = [[getattr(world.delivery(raw.id), column) for column in KEPT] for raw in story.requests]
-    return world.rows(), world.events(), sorted(changes, key=lambda change: change["booking_id"]), states
+    return world.rows(), world.events(), recorded(world), states
+
+
+def recorded(world: World) -> list[dict[str, Any]]:
+    """The changes booking by booking, for a batch may turn to them in another order."""
+    changes = [{name: value for name, value in row.items() if name not in OWN} for row in world.changes()]
+    return sorted(changes, key=lambda change: change["booking_id"])
+
+
+# --- onto the row ----------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def both_ways(live: Callable[[], T]) -> tuple[T, T]:
+    """What comes of it when only a few events are read, and when all are read for every save."""
+    fewest = live()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sheet, "_glance", lambda sheet, pages, *_: sheet._complete(pages))
+        return fewest, live()
+
+
+def stands(world: World) -> None:
+    """Every row is the fold of its events: folding it again changes nothing, in no column."""
+    rows, changes = world.rows(), world.changes()
+    for row in rows:
+        with world.engine.begin() as connection:
+            assert not refold(connection, row["id"])
+    assert (world.rows(), world.changes()) == (rows, changes)
+
+
+@by_provider
+@tried(8)
+@given(data=st.data())
+def test_folding_onto_the_row_leaves_what_reading_every_event_leaves(
+    shared: Engine, provider: str, data: st.DataObject
+) -> None:
+    """The same rows, events, changes and states, whatever comes late, together, or once more."""
+    story = data.draw(stories(provider))
+    size = data.draw(st.integers(1, 3))
+    turns = [story.ids[start : start + size] for start in range(0, len(story.ids), size)]
+    turns += [[again] for again in data.draw(st.lists(st.sampled_from(story.ids), max_size=2))]
+
+    def live() -> tuple[Any, ...]:
+        world = world_of(story, shared, provider)
+        for turn in turns:
+            for delivery_id in turn:
+                world.change(delivery_id, state=State.RECEIVED, next_attempt_at=world.clock())
+            world.batch(*turn)
+            stands(world)
+        return left(world, story)
+
+    fewest, all_of_them = both_ways(live)
+    assert fewest == all_of_them
+
+
+Plot = Sequence[Sequence[Telling]]
+"""Tellings, set by set; a delivery may come again, and then says something else."""
+NAMES = ("one", "two")
+CODES = ("AB", "CD")
+VERSIONS = (None, None, "", "2", "10", "é", "z", "\ue000", "\U0001f600")
+"""Not every language sorts them alike; UTF-16 would not keep the order of the last two."""
+
+
+@st.composite
+def strange(draw: st.DrawFn, provider: str) -> Event:
+    """What that provider makes of some document."""
+    some = draw(anything(provider))
+    script = some.script()
+    incoming = Incoming(delivery=request("somewhere", some.body, headers=some.headers), endpoint=some.case.endpoint)
+    answers, _, _ = look_up(
+        discover()[provider], incoming, lambda one: script(one) if isinstance(one, Call) else answer([])
+    )
+    elements = understand(discover()[provider], replace(incoming, answers=answers))
+    return next((one for one in elements if isinstance(one, Event)), Event(external_id="nothing"))
+
+
+@st.composite
+def told(draw: st.DrawFn, found: Sequence[Event]) -> Event:
+    """One of these events, for one of a few bookings, in any place of their order."""
+    one = draw(st.sampled_from(found))
+    code = draw(st.sampled_from([None, None, None, *CODES]))
+    by_code = code is not None and draw(st.booleans())
+    paid = draw(st.sampled_from([(), (), ({"id": "TX-1"},), ({"id": "TX-2"}, {"id": "TX-1"})]))
+    return replace(
+        one,
+        external_id=None if by_code else draw(st.sampled_from(NAMES)),
+        reference=code if by_code else None,
+        said={**one.said, **({} if by_code or code is None else {"reference": code})},
+        payments=[*one.payments, *paid],
+        version=draw(st.sampled_from(VERSIONS)),
+        same_as=draw(st.sampled_from([None, None, "this", "that"])),
+        as_of=draw(st.sampled_from([None, None, NOON + timedelta(minutes=3, seconds=30)])),
+    )
+
+
+RECALLS = st.builds(
+    lambda name, minutes: (Recall(name="recent", external_ids=(name,), within=timedelta(minutes=minutes)), None),
+    st.sampled_from(NAMES),
+    st.integers(0, 2),
+)
+
+
+@st.composite
+def plots(draw: st.DrawFn, provider: str) -> Plot:
+    found = draw(st.lists(strange(provider), min_size=1, max_size=3))
+    requests = [request("somewhere", at=NOON + timedelta(minutes=minute)) for minute in range(6)]
+    tellings = st.builds(
+        lambda raw, events, asked: Telling(
+            raw=raw, provider=provider, said=list(enumerate(events)), parser=1, recalled=asked
+        ),
+        st.sampled_from(requests),
+        st.lists(told(found), min_size=1, max_size=2),
+        st.lists(RECALLS, max_size=1),
+    )
+    sets = st.lists(tellings, min_size=1, max_size=3, unique_by=lambda telling: telling.raw.id)
+    return draw(st.lists(sets, min_size=2, max_size=5))
+
+
+@by_provider
+@tried(25)
+@given(data=st.data())
+def test_whatever_is_told_in_whatever_order_a_row_is_the_fold_of_its_events(
+    shared: Engine, provider: str, data: st.DataObject
+) -> None:
+    """And whoever reads only a few of them finds and notes what somebody who reads them all does."""
+    plot = data.draw(plots(provider))
+
+    def live() -> tuple[Any, ...]:
+        world = World(shared, [replace(VENUES[provider], name="somewhere")])
+        world.forget()
+        world.land(*{telling.raw.id: telling.raw for together in plot for telling in together}.values())
+        found: list[Any] = []
+        for together in plot:
+            with shared.begin() as connection:
+                sheet = Sheet(connection, together)
+                for telling in together:
+                    found += [sheet.near(telling.raw, asked) for asked, _ in telling.recalled]
+                    with suppress(AwaitingBooking):
+                        found += [sheet.tell(replace(telling, recalled=()))]
+                sheet.write()
+            stands(world)
+        return found, world.rows(), world.events(), recorded(world)
+
+    fewest, all_of_them = both_ways(live)
+    assert fewest == all_of_them

@@ -31,6 +31,7 @@ from workers.errors import ProviderUnavailable
 from workers.inbox import Inbox
 from workers.job import ComesBack
 from workers.land import land
+from workers.overdue import overdue
 from workers.store import LEASE, Store
 from workers.sweep import GROUP, MOST, PATIENCE, SETTLED, SHARE, sweep
 
@@ -460,6 +461,17 @@ def test_what_was_tried_goes_alone_and_what_was_not_goes_in_groups(yard: Yard) -
     sent = nudges(yard.queue("timekit"))
     assert [(len(arguments), retries) for *_, arguments, retries in sent] == [(1, 3), (1, 3), (GROUP - 1, 0)]
     assert {argument for *_, arguments, _ in sent for argument in arguments} == {str(raw.id) for raw in rows}
+
+
+def test_of_what_is_due_the_longest_due_goes_first_and_no_more_than_was_asked_for(yard: Yard) -> None:
+    rows = [request("studio", b"{}", at=NOON) for _ in range(10)]
+    yard.world.land(*rows)
+    for late, raw in enumerate(rows):
+        yard.world.change(raw.id, next_attempt_at=NOON - timedelta(minutes=late))
+    asked: dict[str, Any] = {"settled": timedelta(0), "patience": PATIENCE, "busy": (), "limit": 4}
+    told = [[one.id for one in overdue(yard.world.engine, NOON, **asked)] for _ in range(3)]
+    oldest = [raw.id for raw in reversed(rows)]
+    assert told == [oldest[:4], oldest[4:8], oldest[8:]]
 
 
 def test_an_acknowledge_that_is_owed_is_sent_too(yard: Yard) -> None:

@@ -1,9 +1,12 @@
 """Events into rows: `booking_events`, `bookings` and `booking_changes`, always in the caller's transaction.
 
 What several deliveries say is put on one *sheet*: every booking that is touched is locked, in a fixed order, and then
-its events are read, all in a few statements; the telling itself happens in memory, one delivery after the other; what
-came out is written set-wise. So two workers that meet in one booking take turns, what comes out is the fold of all
-events that there are, and a batch leaves what the same deliveries would have left one by one.
+what is needed of its events is read, all in a few statements; the telling itself happens in memory, one delivery after
+the other; what came out is written set-wise. So two workers that meet in one booking take turns, what comes out is the
+fold of all events that there are, and a batch leaves what the same deliveries would have left one by one.
+
+A booking's row is the fold of its events, so what is newer than all of them is folded onto the row. All of them are
+read only where something comes late or is taken back.
 
 Knows no provider's words and no delivery's state.
 """
@@ -14,11 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from sqlalchemy import Connection, Select, and_, delete, or_, select
+from sqlalchemy import TIMESTAMP, Connection, Select, Text, Uuid, and_, delete, or_, select, union_all
 from sqlalchemy import Row as SqlRow
 
 from schemas.booking import COLUMNS, from_json, to_json
@@ -26,14 +30,14 @@ from schemas.delivery import RawDelivery
 from workers.errors import AwaitingBooking, Overtaken
 from workers.fold import Row, Said, difference, fold, kind_of_change
 from workers.provider import Event, Recall
-from workers.rows import among, inserted, updated
-from workers.tables import bookings, changes, events
+from workers.rows import among, inserted, newest, sought, updated
+from workers.tables import ORDER, bookings, changes, events
 
 Place = tuple[UUID, int]
-"""Where an event was told: the delivery, and the place in its body."""
 Order = tuple[str, datetime, UUID, int]
 
 
+@lru_cache(maxsize=1024)  # a batch asks for each of its own several times
 def booking_id(endpoint: str, external_id: str) -> UUID:
     """Our id of a booking: computed, so that a rebuild on an empty database gives it again."""
     return uuid5(NAMESPACE_URL, f"reservoir:{endpoint}/{external_id}")
@@ -65,6 +69,18 @@ TELL: Final = inserted(
 )
 NOTE: Final = inserted(changes, ["booking_id", "delivery_id", "kind", "diff"])
 
+AGAIN: Final = sought("again", booking_id=Uuid(), same_as=Text())
+NEAR: Final = sought("near", booking_id=Uuid(), since=TIMESTAMP(timezone=True), until=TIMESTAMP(timezone=True))
+GLANCE: Final = union_all(
+    newest(events, events.c.booking_id, ORDER),
+    select(events).join(AGAIN, and_(events.c.booking_id == AGAIN.c.booking_id, events.c.same_as == AGAIN.c.same_as)),
+    select(events).join(
+        NEAR,
+        and_(events.c.booking_id == NEAR.c.booking_id, events.c.received_at.between(NEAR.c.since, NEAR.c.until)),
+    ),
+)
+"""The newest event of each booking, and those that are told again or that a Recall asks for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Telling:
@@ -91,35 +107,64 @@ class _Told:
 
 @dataclass(slots=True)
 class _Page:
-    """A locked booking: what it shows now, and all that was told of it."""
+    """A locked booking: what it shows now, and what was told of it."""
 
     row: SqlRow[Any]
     columns: Mapping[str, Any] | None
     """None: it has just been made, and shows nothing yet."""
     ours: tuple[Any, ...]
     told: dict[Place, _Told] = field(default_factory=dict)
+    """All events; with a `base` all new ones, and of those in the table the newest and whatever was sought."""
+    base: Row | None = None
+    """What the events in the table add up to, where they have not all been read."""
     folded: Row | None = None
-    """What all of `told` adds up to, where that has been computed."""
+    """What all events add up to, where that has been computed."""
     newest: Order | None = None
 
-    def add(self, place: Place, one: _Told) -> None:
+    def same(self, same_as: str | None) -> _Told | None:
+        """The same event, if it was told before."""
+        if same_as is None:
+            return None
+        return next((one for one in self.told.values() if one.same_as == same_as), None)
+
+    def lacks(self, said: Said, same_as: str | None) -> bool:
+        """Whether telling this, before anything else is told, takes events that have not been read: it comes late,
+        or takes the place of one that was received later."""
+        same = self.same(same_as)
+        if same is not None:
+            return _receipt(said) < _receipt(same.said)
+        return any(said.order < one.said.order for one in self.told.values())
+
+    def take(self, row: SqlRow[Any]) -> None:
+        """An event that stands in the table."""
+        one = _from_row(row)
+        self.told[one.said.place] = one
+
+    def add(self, one: _Told) -> None:
         """Tells it, on top of the rest where it is newer than all of it."""
-        self.told[place] = one
+        self.told[one.said.place] = one
         on_top = self.folded is not None and self.newest is not None and one.said.order > self.newest
         self.folded = fold([one.said], onto=self.folded) if on_top else None
         self.newest = one.said.order if on_top else None
 
-    def drop(self, place: Place) -> None:
+    def drop(self, one: _Told) -> None:
         """Takes it back."""
-        del self.told[place]
+        del self.told[one.said.place]
         self.folded = self.newest = None
 
     def fold(self) -> Row | None:
         """The row that comes out."""
         if self.folded is None and self.told:
-            self.folded = fold(one.said for one in self.told.values())
+            above = (one.said for one in self.told.values() if self.base is None or one.id is None)
+            self.folded = fold(above, onto=self.base)
             self.newest = max(one.said.order for one in self.told.values())
         return self.folded
+
+
+_Coming = tuple[_Page, Said, str | None]
+"""An event that is about to be told: its booking, where it stands in the order, and its sameness."""
+_Window = tuple[UUID, datetime, datetime]
+"""A booking, and the times of receipt between which a Recall asks for its events."""
 
 
 class Sheet:
@@ -127,6 +172,8 @@ class Sheet:
 
     def __init__(self, connection: Connection, tellings: Sequence[Telling]) -> None:
         self._connection = connection
+        self._foreseen: Set[tuple[UUID, Place]] = frozenset()
+        """Which events were expected for which bookings when it was decided what to read."""
         self._spoken = self._spoken_before([telling.raw.id for telling in tellings])
         self._pages = self._opened(tellings)
         self._removed: list[int] = []
@@ -146,8 +193,8 @@ class Sheet:
         touched = sorted(self._spoken.get(telling.raw.id, set()) | meant.keys())
         for identity in touched:
             page = self._pages[identity]
-            for place in [place for place in page.told if place[0] == telling.raw.id]:
-                self._drop(page, place)
+            for one in [one for one in page.told.values() if one.said.delivery_id == telling.raw.id]:
+                self._drop(page, one)
         effects: dict[int, Effect] = {}
         for identity in touched:
             effects |= self._told(self._pages[identity], telling, meant.get(identity, []))
@@ -198,8 +245,10 @@ class Sheet:
         written: dict[int, Said] = {}
         for position, event in own:
             one = _from_event(page.row.id, telling, position, event)
+            if page.base is not None and (page.row.id, one.said.place) not in self._foreseen:
+                self._complete([page])
             if not self._repeats(page, one):
-                page.add((telling.raw.id, position), one)
+                page.add(one)
                 written[position] = one.said
         after = page.fold()
         if after is None:
@@ -211,21 +260,18 @@ class Sheet:
 
     def _repeats(self, page: _Page, one: _Told) -> bool:
         """Whether the same event was told before. Of two tellings the first received stays, whoever ran first."""
-        if one.same_as is None:
+        same = page.same(one.same_as)
+        if same is None:
             return False
-        place = next((place for place, other in page.told.items() if other.same_as == one.same_as), None)
-        if place is None:
-            return False
-        if _receipt(page.told[place].said) <= _receipt(one.said):
+        if _receipt(same.said) <= _receipt(one.said):
             return True
-        self._drop(page, place)
+        self._drop(page, same)
         return False
 
-    def _drop(self, page: _Page, place: Place) -> None:
-        known = page.told[place].id
-        if known is not None:
-            self._removed.append(known)
-        page.drop(place)
+    def _drop(self, page: _Page, one: _Told) -> None:
+        if one.id is not None:
+            self._removed.append(one.id)
+        page.drop(one)
 
     def _shows(self, page: _Page, after: Row, delivery_id: UUID) -> Set[str]:
         """Lets a booking show this row, and notes what that changes; the columns that do."""
@@ -247,29 +293,51 @@ class Sheet:
         """A page for every booking that may be touched: locked, always in the same order, so that nobody waits in a
         ring; one that is not there yet is made, and filled before anybody else can see it."""
         named = self._ids_of_codes(tellings)
-        recalled = {
-            booking_id(telling.raw.endpoint, name)
-            for telling in tellings
-            for recall, _ in telling.recalled
-            for name in recall.external_ids
-        }
+        windows = _windows(tellings)
         fresh, meant = self._made(tellings)
         spoken = set(chain.from_iterable(self._spoken.values()))
-        return self._locked(meant | named | recalled | spoken, fresh)
+        pages = self._locked(meant | named | {identity for identity, _, _ in windows} | spoken, fresh)
+        coming = _coming(tellings, pages)
+        self._glance([page for identity, page in pages.items() if identity not in fresh | spoken], coming, windows)
+        late = [page for page, said, same_as in coming if page.lacks(said, same_as)]
+        self._complete([*late, *(pages[identity] for identity in spoken)])
+        self._foreseen = {(page.row.id, said.place) for page, said, _ in coming}
+        return pages
 
     def _locked(self, identities: Set[UUID], fresh: Set[UUID]) -> dict[UUID, _Page]:
+        """After this, and not before, what is read of their events is all that there is."""
         chosen = select(bookings).where(among(bookings.c.id)).order_by(bookings.c.id).with_for_update()
-        pages = {
-            row.id: _Page(
-                row=row,
-                columns=None if row.id in fresh else {column: getattr(row, column) for column in COLUMNS},
-                ours=tuple(getattr(row, name) for name in OURS),
-            )
-            for row in self._read(chosen, identities)
+        return {row.id: _page(row, fresh=row.id in fresh) for row in self._read(chosen, identities)}
+
+    def _glance(self, pages: Sequence[_Page], coming: Iterable[_Coming], windows: Iterable[_Window]) -> None:
+        """Reads the newest of their events, those that are told again, and those that a Recall asks for: no more of a
+        long history than of a short one."""
+        if not pages:
+            return
+        by_id = {page.row.id: page for page in pages}
+        again = [(page.row.id, same_as) for page, _, same_as in coming if page.row.id in by_id and same_as is not None]
+        near = [window for window in windows if window[0] in by_id]
+        wanted = {
+            "ids": sorted(by_id),
+            "again_booking_id": [identity for identity, _ in again],
+            "again_same_as": [same_as for _, same_as in again],
+            "near_booking_id": [identity for identity, _, _ in near],
+            "near_since": [since for _, since, _ in near],
+            "near_until": [until for _, _, until in near],
         }
-        for row in self._read(select(events).where(among(events.c.booking_id)), pages.keys() - fresh):
-            pages[row.booking_id].told[(row.delivery_id, row.position)] = _from_row(row)
-        return pages
+        for row in self._connection.execute(GLANCE, wanted):
+            by_id[row.booking_id].take(row)
+        for page in pages:
+            if not page.told:
+                page.base = None
+
+    def _complete(self, pages: Iterable[_Page]) -> None:
+        """Reads all events of these bookings."""
+        short = {page.row.id: page for page in pages if page.base is not None}
+        for row in self._read(select(events).where(among(events.c.booking_id)), short):
+            short[row.booking_id].take(row)
+        for page in short.values():
+            page.base = page.folded = page.newest = None
 
     def _made(self, tellings: Sequence[Telling]) -> tuple[set[UUID], set[UUID]]:
         """Makes a row to lock where there is none; the new ones, and all that are meant."""
@@ -345,6 +413,7 @@ class Sheet:
         """The sheet of one booking, if it is there."""
         sheet = cls(connection, ())
         sheet._pages = sheet._locked({identity}, frozenset())
+        sheet._complete(sheet._pages.values())
         return sheet
 
 
@@ -400,28 +469,76 @@ def _receipt(said: Said) -> tuple[datetime, UUID, int]:
     return (said.received_at, said.delivery_id, said.position)
 
 
+def _page(row: SqlRow[Any], *, fresh: bool) -> _Page:
+    """A booking as its row shows it, which is what its events add up to; one that is fresh has none."""
+    ours = tuple(getattr(row, name) for name in OURS)
+    if fresh:
+        return _Page(row=row, columns=None, ours=ours)
+    columns = {column: getattr(row, column) for column in COLUMNS}
+    return _Page(row=row, columns=columns, ours=ours, base=Row(columns=columns, **dict(zip(OURS, ours, strict=True))))
+
+
+def _coming(tellings: Sequence[Telling], pages: Mapping[UUID, _Page]) -> list[_Coming]:
+    """What is about to be told to bookings of which there are other events. Which booking a code means may turn out
+    otherwise, where a telling before it changes the code."""
+    known = {identity: page for identity, page in pages.items() if page.base is not None}
+    if not known:
+        return []
+    codes: dict[tuple[str, str | None], list[_Page]] = {}
+    for page in known.values():
+        codes.setdefault((page.row.endpoint, page.row.reference), []).append(page)
+    coming: list[_Coming] = []
+    for telling in tellings:
+        endpoint = telling.raw.endpoint
+        for position, event in telling.said:
+            if event.external_id is None:
+                meant = codes.get((endpoint, event.reference), [])
+            else:
+                identity = booking_id(endpoint, event.external_id)
+                meant = [known[identity]] if identity in known else []
+            coming += [(page, _said(telling, position, event), event.same_as) for page in meant]
+    return coming
+
+
+def _windows(tellings: Sequence[Telling]) -> list[_Window]:
+    return [
+        (
+            booking_id(telling.raw.endpoint, name),
+            telling.raw.received_at - recall.within,
+            telling.raw.received_at + recall.within,
+        )
+        for telling in tellings
+        for recall, _ in telling.recalled
+        for name in recall.external_ids
+    ]
+
+
+def _said(telling: Telling, position: int, event: Event, **what: Any) -> Said:
+    """Where an event stands in the order, and what it says."""
+    return Said(
+        delivery_id=telling.raw.id,
+        position=position,
+        received_at=event.as_of or telling.raw.received_at,
+        version=event.version,
+        **what,
+    )
+
+
 def _from_event(identity: UUID, telling: Telling, position: int, event: Event) -> _Told:
     document: dict[str, Any] = {"said": to_json(event.said)}
     payments = tuple(dict(payment) for payment in event.payments)
     if payments:
         document["payments"] = payments
-    received_at = event.as_of or telling.raw.received_at
+    said = _said(telling, position, event, said=from_json(document["said"]), payments=payments)
     return _Told(
-        said=Said(
-            delivery_id=telling.raw.id,
-            position=position,
-            received_at=received_at,
-            version=event.version,
-            said=from_json(document["said"]),
-            payments=payments,
-        ),
+        said=said,
         same_as=event.same_as,
         row={
             "booking_id": str(identity),
             "delivery_id": str(telling.raw.id),
             "position": position,
             "version": event.version,
-            "received_at": received_at.isoformat(),
+            "received_at": said.received_at.isoformat(),
             "same_as": event.same_as,
             "event": document,
             "parser": telling.parser,

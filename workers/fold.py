@@ -36,6 +36,11 @@ class Said:
     payments: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def place(self) -> tuple[UUID, int]:
+        """Where it was told: the delivery, and the place in its body."""
+        return (self.delivery_id, self.position)
+
+    @property
     def order(self) -> tuple[str, datetime, UUID, int]:
         """An event without version stands before those with one."""
         return (self.version or "", self.received_at, self.delivery_id, self.position)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy import ARRAY, Engine, and_, any_, func, or_, select, update
 
 from schemas.delivery import State
 from workers.tables import deliveries
@@ -50,10 +50,12 @@ def overdue(
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    # As an array, not as a join: it is chosen exactly once, and each row is found by its key, however many there are.
+    ids = func.array(chosen.scalar_subquery(), type_=ARRAY(deliveries.c.id.type))
     with engine.begin() as connection:
         rows = connection.execute(
             update(deliveries)
-            .where(deliveries.c.id.in_(chosen))
+            .where(deliveries.c.id == any_(ids))
             .values(nudged_at=now)
             .returning(deliveries.c.id, deliveries.c.endpoint, deliveries.c.attempts, due.label("due"))
         ).all()

@@ -1,4 +1,4 @@
-"""Statements that write many rows at once: the rows travel as one JSON document. Knows no table by name.
+"""Statements about many rows at once: what is written travels as one JSON document. Knows no table by name.
 
 One parameter, one plan, one round trip, however many rows there are; PostgreSQL gives each value its column's type.
 """
@@ -13,6 +13,7 @@ from sqlalchemy import (
     JSON,
     Column,
     ColumnElement,
+    Select,
     TableValuedAlias,
     Update,
     any_,
@@ -22,11 +23,13 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.types import TypeEngine
 
 ROWS: Final = bindparam("rows", type_=JSON())
 
@@ -52,3 +55,23 @@ def updated(table: SqlTable, columns: Sequence[str]) -> Update:
 def among(wanted: Column[Any]) -> ColumnElement[bool]:
     """Whether a column has one of the values in the parameter `ids`."""
     return wanted == any_(bindparam("ids", type_=ARRAY(wanted.type)))
+
+
+def sought(name: str, **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """What is looked for as a table: a column each from the parameters `<name>_<column>`, lists of the same length.
+
+    Of a list PostgreSQL expects few rows, and goes for an index; of a JSON document it would expect a hundred.
+    """
+    lists = [bindparam(f"{name}_{each}", type_=ARRAY(kind)) for each, kind in columns.items()]
+    table = func.unnest(*lists).table_valued(*(column(each, kind) for each, kind in columns.items()))
+    return table.render_derived(name=name)
+
+
+def newest(table: SqlTable, owner: Column[Any], order: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    """The last row in this order of each owner in the parameter `ids`: as many rows are read, where an index has the
+    owners and the order."""
+    ids = func.unnest(bindparam("ids", type_=ARRAY(owner.type)))
+    one = ids.table_valued(column("id", owner.type)).render_derived(name="one")
+    last = select(table).where(owner == one.c.id).order_by(*(by.desc() for by in order)).limit(literal_column("1"))
+    newest = last.lateral("newest")
+    return select(newest).select_from(one).join(newest, true())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -24,6 +24,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
@@ -93,7 +95,9 @@ class Delivery(Base):
         # What the sweeper looks for is a sliver of the table, however long its history.
         Index("deliveries_due", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
         Index("deliveries_owed", "acknowledge_at", postgresql_where=text("acknowledge_at IS NOT NULL")),
-        Index("deliveries_open", "state", "reason", postgresql_where=text("state IN ('retrying', 'parked')")),
+        # What a person asks for by state or reason, the newest first. Most deliveries are applied, and have no reason.
+        Index("deliveries_state", "state", "received_at", "id", postgresql_where=text("state <> 'applied'")),
+        Index("deliveries_reason", "reason", "received_at", "id", postgresql_where=text("reason IS NOT NULL")),
         Index("deliveries_received", "received_at"),
         Index("deliveries_endpoint", "endpoint", "received_at"),
         Index("deliveries_message", "endpoint", "message_id", postgresql_where=text("message_id IS NOT NULL")),
@@ -155,7 +159,8 @@ class BookingEvent(Base):
     booking_id: Mapped[UUID] = mapped_column(ForeignKey("bookings.id", ondelete="CASCADE"))
     delivery_id: Mapped[UUID] = mapped_column(ForeignKey("deliveries.id", ondelete="CASCADE"))
     position: Mapped[int]
-    version: Mapped[str | None]
+    version: Mapped[str | None] = mapped_column(Text(collation="C"))
+    """The provider's order: sorted by code points, in whatever language the database sorts."""
     received_at: Mapped[dt.datetime]
     """When it was true as far as we know: the delivery's time of receipt, or when a read-back was asked."""
     same_as: Mapped[str | None]
@@ -164,7 +169,6 @@ class BookingEvent(Base):
 
     __table_args__ = (
         UniqueConstraint("delivery_id", "position", name="booking_events_place"),
-        Index("booking_events_booking", "booking_id"),
         Index(
             "booking_events_sameness",
             "booking_id",
@@ -207,3 +211,12 @@ deliveries, bookings, events, changes, tokens = (
     cast(Table, table.__table__) for table in (Delivery, Booking, BookingEvent, BookingChange, Token)
 )
 """The same tables for SQL that speaks of sets rather than objects."""
+
+ORDER: Final = (
+    func.coalesce(events.c.version, literal_column("''")),
+    events.c.received_at,
+    events.c.delivery_id,
+    events.c.position,
+)
+"""Which event of a booking is newer, as `workers.fold.Said.order` has it."""
+Index("booking_events_order", events.c.booking_id, *ORDER)
