@@ -14,7 +14,7 @@ RATE ?= 50
 DELIVERIES ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chaos outage backlog test test-long check format up lock clean
+.PHONY: help setup demo chaos outage backlog bench bench-growth test test-long check format up lock clean
 
 help: ## What can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -42,6 +42,14 @@ outage: $(READY) ## Redis away for MINUTES= at RATE= events a second: is all of 
 backlog: $(READY) ## DELIVERIES= in the inbox before a worker runs: is the end drained as fast as the beginning?
 	@$(BIN)/python -m chaos.backlog --deliveries $(DELIVERIES) --seed $(SEED)
 
+bench: $(READY) ## Every contender side by side, with ratios: QUICK=1 ONLY= ROUNDS= SECONDS= DELIVERIES=
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(foreach part,$(ONLY),--only $(part)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter command,$(firstword $(origin DELIVERIES))),--deliveries $(DELIVERIES))
+
+bench-growth: DELIVERIES = 10000000
+bench-growth: $(READY) ## What a long history costs: DELIVERIES= BOOKINGS= ROUNDS=
+	@$(BIN)/python -m bench.growth --deliveries $(DELIVERIES) $(if $(BOOKINGS),--bookings $(BOOKINGS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
 test: $(READY) ## Everything but what takes long: unit, contract, integration against real servers
 	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m 'not long'
 
@@ -67,4 +75,4 @@ lock: $(READY) ## Writes requirements.lock anew from pyproject.toml
 		--no-header --no-emit-index-url --upgrade --quiet --output-file requirements.lock
 
 clean: ## Removes the environment, caches and the embedded services' data
-	rm -rf $(VENV) .reservoir chaos-report.json chaos-report.md .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .reservoir chaos-report.* bench-report.* growth-report.* growth-plans.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

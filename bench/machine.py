@@ -1,0 +1,69 @@
+"""Where a run took place: what a reader needs to know to make something of its absolute figures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import psutil
+
+from bench.ground import Ground
+from chaos.report import machine
+
+LIBRARIES: Final = ("starlette", "uvicorn", "uvloop", "httptools", "redis", "celery", "kombu", "sqlalchemy", "psycopg")
+SYNCS: Final = 100
+PIECE: Final = 4096
+"""Bytes of one write, about a small group commit."""
+
+
+def facts() -> dict[str, Any]:
+    """Of the machine and the libraries; they do not change within a run."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": machine(),
+        "processor": _processor(),
+        "kernel": platform.release(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def facts_of(ground: Ground) -> dict[str, Any]:
+    """Of the servers, and of the disk on which they keep their files."""
+    return {
+        "servers": ground.versions(),
+        "file_system": _file_system(ground.folder),
+        "sync_ms": round(sync_ms(ground.folder), 3),
+        "cores_apart": ground.client_core is not None,
+    }
+
+
+def sync_ms(folder: Path) -> float:
+    """The median time that a small write takes until it is on the disk, in milliseconds."""
+    took = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(SYNCS):
+            began = time.perf_counter()
+            file.write(bytes(PIECE))
+            os.fsync(file.fileno())
+            took.append(time.perf_counter() - began)
+    return 1000 * median(took)
+
+
+def _file_system(folder: Path) -> str:
+    """Its type; of the mount that is nearest above the folder."""
+    mounts = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
+    return next((mounts[place] for place in (folder, *folder.resolve().parents) if place in mounts), "unknown")
+
+
+def _processor() -> str:
+    """As Linux names it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
