@@ -29,7 +29,7 @@ from ingest.nudge import Nudge
 from ingest.settings import RETRY_AFTER, Settings
 from ingest.spool import Off, OnDisk, Spool
 from ingest.waiting import NotDurable, Row
-from schemas.delivery import new_id, now, packed
+from schemas.delivery import new_id_text, now, packed
 from schemas.endpoints import ConfigError
 
 log = logging.getLogger("reservoir")
@@ -88,7 +88,7 @@ class Hook:
             log.warning("action=refuse endpoint=%s reason=too-large", entrance.endpoint.name)
             return TOO_LARGE
         name, queue = entrance.endpoint.name, entrance.endpoint.provider
-        row = Row(str(new_id()), queue, packed(name, scope["method"], received_at, scope["headers"], body))
+        row = Row(new_id_text(), queue, packed(name, scope["method"], received_at, scope["headers"], body))
         try:
             await self._keeper.keep(row)
         except NotDurable as error:

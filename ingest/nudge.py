@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 from uuid import uuid4
@@ -34,15 +35,25 @@ class Nudge:
         message["body"] = _BODY
         message["properties"]["delivery_tag"] = _TAG
         message["headers"]["argsrepr"] = _SHOWN
-        self._message = json.dumps(message)
-        self._payload = json.dumps(payload)
+        # The pieces between what is filled in, so that a message is put together in one go.
+        self._message = _split(json.dumps(message), _ID, _QUEUE, _SHOWN, _TAG, _BODY)
+        self._payload = json.dumps(payload).split(_ID)
 
     def message(self, ids: Sequence[str], queue: str) -> bytes:
         """One message for deliveries of one queue. It carries their ids and nothing else."""
-        body = base64.b64encode(self._payload.replace(_ID, '", "'.join(ids)).encode()).decode()
-        shown = f"['{ids[0]}']" if len(ids) == 1 else f"{len(ids)} deliveries"
-        filled = self._message.replace(_ID, ids[0]).replace(_QUEUE, queue).replace(_SHOWN, shown)
-        return filled.replace(_TAG, str(uuid4())).replace(_BODY, body).encode()
+        filled = {
+            _ID: ids[0],
+            _QUEUE: queue,
+            _SHOWN: f"['{ids[0]}']" if len(ids) == 1 else f"{len(ids)} deliveries",
+            _TAG: str(uuid4()),
+            _BODY: base64.b64encode('", "'.join(ids).join(self._payload).encode()).decode(),
+        }
+        return "".join([filled.get(piece, piece) for piece in self._message]).encode()
+
+
+def _split(text: str, *names: str) -> list[str]:
+    """The text in pieces, of which each name is one."""
+    return re.split(f"({'|'.join(map(re.escape, names))})", text)
 
 
 def _rendered() -> dict[str, Any]:

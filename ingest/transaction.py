@@ -21,9 +21,7 @@ EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
 def command(*words: bytes) -> bytes:
     """A command as Redis reads it."""
-    spelled = [b"*%d\r\n" % len(words)]
-    spelled += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
-    return b"".join(spelled)
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 class Wire(asyncio.Protocol):

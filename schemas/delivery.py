@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from random import Random
 from typing import Final
 from uuid import UUID
 
@@ -162,13 +163,24 @@ class _Clock:
 
 
 _clock = _Clock()
+_chance = Random()  # noqa: S311  an id is to be unique, and no secret
+os.register_at_fork(after_in_child=_chance.seed)  # two processes must not go on alike
 
 
 def new_id() -> UUID:
     """A UUID of version 7 (RFC 9562, method 3: the fraction of the millisecond stands in `rand_a`)."""
+    return UUID(int=_new_number())
+
+
+def new_id_text() -> str:
+    """The same as text, for who has no use for the object."""
+    digits = f"{_new_number():032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _new_number() -> int:
     tick = _clock.tick()
-    random = int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1
-    return UUID(int=(tick >> 12) << 80 | 7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | random)
+    return (tick >> 12) << 80 | 7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | _chance.getrandbits(62)
 
 
 def now() -> datetime:
