@@ -18,7 +18,7 @@ FROM python:3.11-slim
 COPY --from=build /opt/reservoir /opt/reservoir
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin reservoir \
     # A new volume takes its owner from here.
-    && install --directory --owner=10001 --mode=0700 /var/lib/reservoir/spool
+    && install --directory --owner=10001 --mode=0700 /var/lib/reservoir/spool /var/lib/reservoir/metrics
 ENV PATH=/opt/reservoir/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp
 USER 10001

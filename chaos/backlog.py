@@ -124,7 +124,7 @@ async def filled_and_drained(deliveries: int, seed: int, place: Path, say: Calla
 
 
 def _scale(**more: int) -> dict[str, int]:
-    return {"web": 2 if program() else 1, "flower": 0, **more}
+    return {"web": 2 if program() else 1, "flower": 0, "metrics": 0, **more}
 
 
 async def _fill(

@@ -107,7 +107,7 @@ async def play(asked: Asked, screen: Screen) -> Run:
 
 
 def _trial(asked: Asked, players: Sequence[Venue], ledger: Happenings, place: Path) -> Trial:
-    scale = {"web": 2 if asked.balanced else 1, "worker": asked.workers, "flower": 0}
+    scale = {"web": 2 if asked.balanced else 1, "worker": asked.workers, "flower": 0, "metrics": 0}
     leavings = place / "tmp"  # what is killed cannot clean up behind itself
     leavings.mkdir()
     environment = {"TMPDIR": str(leavings)}

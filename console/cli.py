@@ -148,9 +148,101 @@ def migrate(config: ConfigFile = CONFIG_FILE, state_dir: StateDir = STATE) -> No
 
 
 @app.command()
+def metrics(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    host: Annotated[str, typer.Option(envvar="METRICS_HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="METRICS_PORT", min=0, max=65535, help="0 takes a free one.")] = 9464,
+) -> None:
+    """Tell Prometheus what the processes of this machine count, and what waits where."""
+    from console.metrics import serve
+
+    serve(config, state_dir, host, port)
+
+
+@app.command()
 def version(config: ConfigFile = CONFIG_FILE, state_dir: StateDir = STATE) -> None:
     """Print the version."""
     typer.echo(f"reservoir {installed_version('reservoir')}")
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program: all findings, as JSON.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the public URL and the providers' APIs too; changes nothing there.")
+    ] = False,
+) -> None:
+    """Look at everything that this installation stands on; each line that is not ok has its mend."""
+    from console.doctor.command import Wish, run
+
+    run(Wish(config_file=config, state_dir=state_dir, online=online), as_json=as_json)
+
+
+@app.command()
+def send(
+    provider: Annotated[str | None, typer.Argument(help="Who is said to send it: lockme, reservekit …")] = None,
+    situation: Annotated[str | None, typer.Argument(help="What happens: create, cancel …")] = None,
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program: JSON.")] = False,
+    to: Annotated[str | None, typer.Option("--to", metavar="URL", help="Another URL than this installation's.")] = None,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Not the provider's first one.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show what can be sent.")] = False,
+) -> None:
+    """Post a sample as a provider would, and tell what became of it."""
+    from console import sending
+
+    if listing:
+        _show(sending.listed(), sending.LISTED, as_json, None)
+        return
+    if provider is None or situation is None:
+        raise CommandError("say what: a provider and a situation; `reservoir send --list` shows all")
+    wish = sending.Wish(
+        config_file=config, state_dir=state_dir, provider=provider, situation=situation, to=to, endpoint=endpoint
+    )
+    sending.run(wish, as_json=as_json)
+
+
+@app.command()
+def replay(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program: all that would change, as JSON.")] = False,
+    since: Annotated[
+        str | None, typer.Option(help="What came since then: 90m, 24h, 7d, 2026-11-20 or 2026-11-20T18:30 (UTC).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Of that, only what came before then.")] = None,
+    endpoint: OfEndpoint = None,
+    state: Annotated[State | None, typer.Option(help="Only deliveries in this state.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only deliveries with this reason.")] = None,
+    parser_before: Annotated[
+        int | None, typer.Option("--parser-before", metavar="N", help="Only what a parser older than N has read.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")] = False,
+    in_earnest: Annotated[bool, typer.Option("--apply", help="Do it.")] = False,
+    limit: Limit = None,
+) -> None:
+    """Read stored deliveries again with today's code, and show, field by field, what that changes."""
+    from console import replaying
+
+    moment, endpoints = now(), context.read_config(config)
+    if endpoint is not None:
+        context.endpoint_of(endpoints, endpoint)
+    choice = replaying.choice_of(
+        dry_run=dry_run,
+        in_earnest=in_earnest,
+        since=context.instant(since, moment) if since is not None else None,
+        until=context.instant(until, moment) if until is not None else None,
+        endpoint=endpoint,
+        state=state,
+        reason=reason,
+        parser_before=parser_before,
+    )
+    with context.database(state_dir) as engine:
+        replaying.run(engine, endpoints, choice, in_earnest=in_earnest, as_json=as_json, limit=limit or PAGE)
 
 
 # --- bookings --------------------------------------------------------------------------------------------------

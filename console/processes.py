@@ -47,6 +47,7 @@ GRANTED: Final[Mapping[str, frozenset[str]]] = {
     "web": frozenset({"REDIS_URL", SECRET}),
     "beat": frozenset({"REDIS_URL"}),
     "flower": frozenset({"REDIS_URL"}),
+    "metrics": frozenset({"REDIS_URL", "DATABASE_URL"}),
 }
 """Of what is secret, what a process may know; one that is not named, such as the worker, may know all of it."""
 

@@ -107,13 +107,16 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
     installation = secret(wish.state_dir)
     with ExitStack() as resources:
         receivers = _receivers(wish, resources)
-        flower = _port("127.0.0.1", _flower_port())
+        flower = _port("127.0.0.1", _wanted_port("FLOWER_PORT"))
+        metrics = _port(os.environ.get("METRICS_HOST", "127.0.0.1"), _wanted_port("METRICS_PORT"))
         embedded = resources.enter_context(Embedded(wish.state_dir, with_postgres=not database, with_redis=not queue))
         addresses = {
             "DATABASE_URL": database or embedded.database_url,
             "REDIS_URL": queue or embedded.redis_url,
             "HOST": wish.host,
             "FLOWER_PORT": str(flower),
+            "METRICS_PORT": str(metrics),
+            **_counted(embedded.state_dir, wish.scale.get("metrics", 1)),
             "RESERVOIR_CONFIG": str(wish.config_file.resolve()),
             "RESERVOIR_STATE_DIR": str(embedded.state_dir),
             SECRET: installation,
@@ -402,11 +405,16 @@ def _bound(host: str, wanted: int, patience: float = 3.0) -> socket.socket:
         time.sleep(0.1)
 
 
-def _flower_port() -> int:
-    wanted = os.environ.get("FLOWER_PORT") or "0"
+def _wanted_port(name: str) -> int:
+    wanted = os.environ.get(name) or "0"
     if not wanted.isdigit() or int(wanted) > 65535:
-        raise ConfigError("FLOWER_PORT", "takes a port's number; leave it out for a free one")
+        raise ConfigError(name, "takes a port's number; leave it out for a free one")
     return int(wanted)
+
+
+def _counted(state_dir: Path, metrics: int) -> dict[str, str]:
+    """Where the processes put what they count; nowhere while nobody adds it up."""
+    return {"PROMETHEUS_MULTIPROC_DIR": str(state_dir / "metrics")} if metrics else {}
 
 
 def _url(host: str, port: int) -> str:

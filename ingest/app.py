@@ -13,6 +13,8 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator
+from time import perf_counter
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,16 +23,20 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ingest import settings as environment
+from ingest.acks import Acks
 from ingest.door import Doors, Entrance
 from ingest.drainer import Drainer
 from ingest.inbox import Inbox
-from ingest.keeper import Keeper
+from ingest.keeper import REDIS, SPOOL, Keeper
+from ingest.metrics import HUNG_UP, Tally
 from ingest.nudge import Nudge
 from ingest.settings import RETRY_AFTER, Settings
 from ingest.spool import Off, OnDisk, Spool
+from ingest.traces import Keeps, traced
 from ingest.waiting import NotDurable, Row
 from schemas.delivery import new_id_text, now, packed
 from schemas.endpoints import ConfigError
+from schemas.meters import meters
 
 log = logging.getLogger("reservoir")
 
@@ -38,13 +44,17 @@ log = logging.getLogger("reservoir")
 class Answer:
     """An answer without a body, as it goes out: made once."""
 
-    def __init__(self, status: int, **headers: str) -> None:
+    def __init__(self, status: int, kept: str = "", **headers: str) -> None:
         plain = Response(status_code=status, headers={name.replace("_", "-"): value for name, value in headers.items()})
         self.start: Message = {"type": "http.response.start", "status": status, "headers": plain.raw_headers}
         self.end: Message = {"type": "http.response.body", "body": b""}
+        self.status = status
+        self.kept = kept
+        """Where a delivery was kept; empty where nothing was."""
 
 
-ACCEPTED = Answer(200)
+KEPT: Final = {place: Answer(200, place) for place in (REDIS, SPOOL)}
+NOTHING_TO_KEEP = Answer(200)
 NOT_FOUND = Answer(404)
 TOO_LARGE = Answer(413, connection="close")
 NOT_NOW = Answer(503, retry_after=str(RETRY_AFTER))
@@ -61,18 +71,23 @@ class HungUp(Exception):
 class Hook:
     """`/hooks/{endpoint}/{token}`: the right door, the size limit, the commit, an empty 200."""
 
-    def __init__(self, doors: Doors, keeper: Keeper, body_limit: int) -> None:
+    def __init__(self, doors: Doors, keeper: Keeps, body_limit: int, tally: Tally) -> None:
         self._doors = doors
         self._keeper = keeper
         self._body_limit = body_limit
+        self._tally = tally
 
     async def __call__(self, endpoint: str, token: str, scope: Scope, receive: Receive, send: Send) -> None:
+        began = perf_counter()
         try:
             answer = await self._answer(endpoint, token, scope, receive)
         except HungUp:
+            self._tally.answered(endpoint, HUNG_UP, "", perf_counter() - began)
             return
         await send(answer.start)
         await send(answer.end)
+        known = endpoint if answer is not NOT_FOUND else ""  # a name that anybody may make up is counted nowhere
+        self._tally.answered(known, answer.status, answer.kept, perf_counter() - began)
 
     async def _answer(self, endpoint: str, token: str, scope: Scope, receive: Receive) -> Answer:
         received_at = now()
@@ -90,11 +105,10 @@ class Hook:
         name, queue = entrance.endpoint.name, entrance.endpoint.provider
         row = Row(new_id_text(), queue, packed(name, scope["method"], received_at, scope["headers"], body))
         try:
-            await self._keeper.keep(row)
+            return KEPT[await self._keeper.keep(row)]
         except NotDurable as error:
             log.error("action=refuse endpoint=%s reason=not-durable error=%s", name, error)
             return NOT_NOW
-        return ACCEPTED
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The body as it came. Raises TooLarge, as early as it is known, and HungUp."""
@@ -123,7 +137,7 @@ def _refusal(entrance: Entrance, scope: Scope) -> Answer | None:
         wanted = (door.message_id_header or "").encode()
         named = any(name == wanted and value.strip() for name, value in scope["headers"])
         # A GET without a message id is somebody's browser or an uptime probe: kept nowhere.
-        return None if named and method == "GET" else ACCEPTED
+        return None if named and method == "GET" else NOTHING_TO_KEEP
     return Answer(405, allow=", ".join(sorted({*door.methods, "GET", "HEAD"})))
 
 
@@ -153,7 +167,9 @@ def build(settings: Settings) -> Receiver:
     inbox = Inbox(settings.redis_url, Nudge(), settings.patience)
     spool = _spool(settings)
     keeper = Keeper(inbox, spool, settings.patience)
-    hook = Hook(Doors(settings.config, settings.secret), keeper, settings.body_limit)
+    acks = Acks(settings.redis_url, well=lambda: not keeper.is_open)
+    tally = Tally(meters("receiver"), acks, settings.config.endpoints)
+    hook = Hook(Doors(settings.config, settings.secret), traced(keeper), settings.body_limit, tally)
 
     async def readyz(request: Request) -> Response:
         """A delivery can be made durable now, and how."""
@@ -165,7 +181,7 @@ def build(settings: Settings) -> Receiver:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with keeper, Drainer(spool, inbox, keeper):
+        async with keeper, Drainer(spool, inbox, keeper), acks, tally:
             yield
 
     routes = [Route("/healthz", healthz), Route("/readyz", readyz)]

@@ -27,6 +27,10 @@ LOOK_EVERY: Final = 0.5
 EMPTY_WITHIN: Final = 3.0
 """Seconds that the end waits for what is under way, which has its own limits and needs less."""
 
+REDIS: Final = "redis"
+SPOOL: Final = "spool"
+"""Where a request was kept."""
+
 
 class Keeper:
     """See the module. Use as an async context manager."""
@@ -66,8 +70,9 @@ class Keeper:
         await self._spool.stop()
         await self._inbox.aclose()
 
-    async def keep(self, row: Row) -> None:
-        """Returns when the request is on a disk, in Redis together with its nudge. Raises NotDurable.
+    async def keep(self, row: Row) -> str:
+        """Returns when the request is on a disk, in Redis together with its nudge, or in the spool; where it stood in
+        line when it was. Raises NotDurable.
 
         The commit is not the caller's affair: a sender that hangs up, and a caller that is cancelled, do not undo it.
         """
@@ -77,6 +82,7 @@ class Keeper:
         else:
             self._to_redis(waiting)
         await waiting.done
+        return REDIS if waiting.line is self._at_redis else SPOOL
 
     @property
     def is_open(self) -> bool:

@@ -21,7 +21,7 @@ import yaml
 from console.processes import environment_of, procfile
 
 PROJECT = Path(__file__).resolve().parent.parent
-OURS = ("receiver", "worker", "beat", "flower", "migrate", "cli")
+OURS = ("receiver", "worker", "beat", "metrics", "flower", "migrate", "cli")
 SECRETS = {
     "DATABASE_URL": "postgresql://user:password@host/name",
     "RESERVOIR_ARCADE_VIENNA_API_KEY": "key",
@@ -76,6 +76,7 @@ def test_the_receiver_knows_no_database_and_no_provider(services: Mapping[str, A
         "RESERVOIR_SECRET",
         "RESERVOIR_CONFIG",
         "RESERVOIR_SPOOL_DIR",
+        "PROMETHEUS_MULTIPROC_DIR",
     }
     assert "env_file" not in receiver
     assert set(receiver["networks"]) & set(services["postgres"]["networks"]) == set()
@@ -83,10 +84,10 @@ def test_the_receiver_knows_no_database_and_no_provider(services: Mapping[str, A
 
 
 def test_only_the_balancer_is_open_to_the_world(services: Mapping[str, Any]) -> None:
-    """Flower has no password, so it is published on the loopback interface only."""
+    """Flower and the metrics have no password, so they are published on the loopback interface only."""
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert set(published) == {"balancer", "flower"}
-    assert all(port.startswith("127.0.0.1:") for port in published["flower"])
+    assert set(published) == {"balancer", "metrics", "flower"}
+    assert all(port.startswith("127.0.0.1:") for name in ("metrics", "flower") for port in published[name])
 
 
 def test_what_a_receiver_confirms_is_on_the_disk(services: Mapping[str, Any]) -> None:
@@ -99,7 +100,7 @@ def test_what_a_receiver_confirms_is_on_the_disk(services: Mapping[str, Any]) ->
 
 
 def test_what_a_receiver_spools_outlives_it(services: Mapping[str, Any]) -> None:
-    """In a volume that every receiver shares, that nobody else has, and that the image's user may write into."""
+    """In a volume that every receiver shares, that nobody else may write, and that the image's user may write into."""
     receiver = services["receiver"]
     place = receiver["environment"]["RESERVOIR_SPOOL_DIR"]
     assert f"spool:{place}" in receiver["volumes"]
@@ -108,7 +109,7 @@ def test_what_a_receiver_spools_outlives_it(services: Mapping[str, Any]) -> None
     assert with_it == {"receiver"}
     image = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
     (user,) = re.findall(r"(?m)^USER (\d+)$", image)
-    assert re.search(rf"install --directory --owner={user} --mode=0700 {place}$", image, re.MULTILINE)
+    assert re.search(rf"install --directory --owner={user} --mode=0700 {place}\b", image)
 
 
 def test_a_stop_waits_for_what_is_under_way(services: Mapping[str, Any]) -> None:
@@ -121,7 +122,7 @@ def test_a_stop_waits_for_what_is_under_way(services: Mapping[str, Any]) -> None
 
 def test_who_has_no_deadline_makes_way(services: Mapping[str, Any]) -> None:
     """A backlog must not slow an answer down: workers, beat and Flower come after the receiver."""
-    for name in ("worker", "beat", "flower"):
+    for name in ("worker", "beat", "metrics", "flower"):
         assert procfile()[name].startswith("nice ")
         assert services[name]["cpu_shares"] < 1024
     assert not procfile()["web"].startswith("nice ")
@@ -168,9 +169,9 @@ def test_containers_and_procfile_run_the_same(services: Mapping[str, Any], servi
         assert option in words, option
 
 
-def test_the_procfile_names_the_four_processes() -> None:
+def test_the_procfile_names_the_processes() -> None:
     """One line each; the receiver writes no access log, because the path holds the endpoint's token."""
-    assert list(procfile()) == ["web", "worker", "beat", "flower"]
+    assert list(procfile()) == ["web", "worker", "beat", "metrics", "flower"]
     assert "--no-access-log" in procfile()["web"]
 
 
@@ -180,6 +181,7 @@ def test_the_procfile_names_the_four_processes() -> None:
         ("web", {"REDIS_URL", "RESERVOIR_SECRET"}),
         ("beat", {"REDIS_URL"}),
         ("flower", {"REDIS_URL"}),
+        ("metrics", {"REDIS_URL", "DATABASE_URL"}),
         ("worker", {"REDIS_URL", "RESERVOIR_SECRET", *SECRETS}),
     ],
 )

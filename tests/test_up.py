@@ -239,7 +239,8 @@ def test_two_receivers_are_replaced_without_a_refusal(tmp_path: Path) -> None:
     Two receivers and two workers are processes of their own with names of their own; what is scaled to nothing is not
     there, and the rest is ready without it.
     """
-    with running(tmp_path, *("--scale", "web=2", "--scale", "worker=2", "--scale", "flower=0")) as up:
+    scale = [word for one in ("web=2", "worker=2", "flower=0", "metrics=0") for word in ("--scale", one)]
+    with running(tmp_path, *scale) as up:
         facts, before = up.announced(), up.pids()
         assert facts["url"] == facts["urls"][0] == up.url
         assert len({*facts["urls"]}) == 2

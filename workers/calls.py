@@ -26,6 +26,7 @@ from urllib.parse import quote
 import httpx
 
 from schemas.endpoints import Config, Endpoint
+from workers import metrics
 from workers.errors import (
     CredentialsMissing,
     CredentialsRefused,
@@ -243,10 +244,13 @@ class Caller:
     def _send(self, call: Call, token: Token | None) -> Reply:
         request, auth = self._request(call, token), self._basic(call)
         self._wait_for_turn(call)
+        began = time.monotonic()
         try:
             reply = ask(self.http, request, auth=auth, longest=self.longest)
         except NoAnswer as error:
+            metrics.asked(self.provider.name, metrics.NO_ANSWER, time.monotonic() - began)
             raise ProviderUnavailable(f"{call.name}: {error}") from None
+        metrics.asked(self.provider.name, reply.status, time.monotonic() - began)
         self._heed(reply)
         return reply
 

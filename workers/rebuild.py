@@ -6,25 +6,21 @@ a delivery is held while it is read, and a booking while it is folded. Knows no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Engine, select, tuple_
-from sqlalchemy import Row as SqlRow
+from sqlalchemy import Column, Engine
 
-from schemas.delivery import State
 from schemas.endpoints import Config
-from workers.bookings import CHANGING, refold, write_events
-from workers.errors import AwaitingBooking, BadSignature, DeliveryError, UnknownEndpoint
-from workers.job import Job
-from workers.pipeline import look_up, understand
-from workers.provider import Answer, Call, Event, Failed, Incoming, Provider, Recall
-from workers.store import job_of
+from workers.bookings import CHANGING, refold
+from workers.errors import AwaitingBooking
+from workers.provider import Provider
+from workers.reread import RECEIPT, Reader, batches, pages, tell_again
 from workers.tables import bookings, deliveries
 
-BATCH: Final = 500
+PAGE: Final = 500
 
 
 @dataclass
@@ -41,12 +37,6 @@ class Report:
     """Deliveries that could not be read, or not wholly, with the reason."""
 
 
-class NotKept(DeliveryError):
-    """The answer to a lookup is not kept, and a rebuild asks nobody."""
-
-    reason = "lookup-not-kept"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rebuild:
     """A rebuild of one endpoint's bookings, or of all."""
@@ -61,79 +51,33 @@ class Rebuild:
         report = Report()
         if from_raw:
             self._read_again(report)
-        for row in self._pages(bookings.c.id, bookings.c.endpoint):
-            with self.engine.begin() as connection:
-                report.bookings += 1
-                report.changed += refold(connection, row.id)
+        for page in pages(self.engine.connect, [bookings.c.id], self._ours(bookings.c.endpoint), size=PAGE):
+            for row in page:
+                with self.engine.begin() as connection:
+                    report.bookings += 1
+                    report.changed += refold(connection, row.id)
         return report
 
     def _read_again(self, report: Report) -> None:
         """In order of receipt; what waits for a booking that came later is read once more at the end."""
         waiting: list[UUID] = []
-        for row in self._pages(deliveries.c.received_at, deliveries.c.id, deliveries.c.endpoint):
-            try:
-                report.deliveries += self._write(row.id, report)
-            except AwaitingBooking:
-                waiting.append(row.id)
-        for delivery_id in waiting:
-            try:
-                report.deliveries += self._write(delivery_id, report)
-            except AwaitingBooking as error:
-                report.unread[delivery_id] = error.reason
+        for page in pages(self.engine.connect, RECEIPT, self._ours(deliveries.c.endpoint)):
+            waiting += self._write([row.id for row in page], report)
+        for batch in batches(waiting):
+            for delivery_id in self._write(batch, report):
+                report.unread[delivery_id] = AwaitingBooking.reason
 
-    def _write(self, delivery_id: UUID, report: Report) -> bool:
-        """Reads one delivery again, held against its worker meanwhile; False where it is left alone."""
+    def _write(self, ids: Sequence[UUID], report: Report) -> list[UUID]:
+        """Reads deliveries again, held against their workers meanwhile; those that wait for a booking."""
+        reader = Reader(config=self.config, providers=self.providers)
         with self.engine.begin() as connection:
-            held = select(deliveries).where(deliveries.c.id == delivery_id).with_for_update()
-            row = connection.execute(held).one()
-            if row.state == State.RECEIVED:
-                return False  # its worker will come
-            if row.reason == BadSignature.reason:
-                report.unread[delivery_id] = row.reason  # whatever today's secret says of yesterday's signature
-                return False
-            job = job_of(row)
-            try:
-                provider, said = self._said(job, report)
-            except DeliveryError as error:
-                report.unread[delivery_id] = error.reason
-                return True
-            effects = write_events(connection, job.raw, provider.name, said, parser=provider.parser)
-        report.changed += not CHANGING.isdisjoint(effects)
-        return True
+            found = reader.read(connection, ids)
+            told = tell_again(connection, found.read)
+        report.deliveries += len(told.effects)
+        report.changed += sum(not CHANGING.isdisjoint(effects) for effects in told.effects.values())
+        report.unread |= found.unread
+        report.unread |= {one.row.id: one.failures[0].reason for one in found.read if one.failures}
+        return told.waiting
 
-    def _said(self, job: Job, report: Report) -> tuple[Provider, list[tuple[int, Event]]]:
-        """What a delivery says today. Raises DeliveryError where it says nothing."""
-        endpoint = self.config.endpoints.get(job.raw.endpoint)
-        if endpoint is None:
-            raise UnknownEndpoint
-        provider = self.providers[endpoint.provider]
-        incoming = Incoming(delivery=job.raw, endpoint=endpoint, answers=job.answers)
-        answers, trouble, enough = look_up(provider, incoming, _ask_nobody)
-        if trouble is not None and not enough:
-            raise trouble
-        elements = understand(provider, replace(incoming, answers=answers))
-        failed = next((element.error for element in elements if isinstance(element, Failed)), None)
-        if failed is not None:
-            report.unread[job.raw.id] = failed.reason
-        return provider, [(place, element) for place, element in enumerate(elements) if isinstance(element, Event)]
-
-    def _pages(self, *columns: Any) -> Iterator[SqlRow[Any]]:
-        """The rows of a table by these columns (the last one is the endpoint), a batch at a time."""
-        *order, owner = columns
-        last: SqlRow[Any] | None = None
-        while True:
-            query = select(*order).order_by(*order).limit(BATCH)
-            if self.endpoint is not None:
-                query = query.where(owner == self.endpoint)
-            if last is not None:
-                query = query.where(tuple_(*order) > tuple_(*last))
-            with self.engine.connect() as connection:
-                page = connection.execute(query).all()
-            if not page:
-                return
-            yield from page
-            last = page[-1]
-
-
-def _ask_nobody(question: Call | Recall) -> Answer:
-    raise NotKept
+    def _ours(self, owner: Column[Any]) -> list[Any]:
+        return [] if self.endpoint is None else [owner == self.endpoint]

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schemas.delivery import PROCESS, now
 from schemas.endpoints import ConfigError, Endpoint
-from workers import calls, circuit, pipeline, registry, settings, sweep
+from workers import calls, circuit, observed, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
 from workers.bucket import Buckets
 from workers.circuit import Circuits
@@ -69,9 +69,9 @@ def workshop() -> Workshop:
     read = settings.read()
     database = workers_engine(read.database_url)
     redis = _patient_redis(read.redis_url)
-    store, http, answers = Store(database), calls.client(), calls.Cache()
-    impatient, providers = circuit.client(read.redis_url), registry.discover()
-    circuits = Circuits(impatient, on_close=lambda endpoint: _api_is_back(store, endpoint))
+    store, http, answers = observed.Store(database), calls.client(), calls.Cache()
+    impatient, providers = circuit.client(read.redis_url), observed.marked(registry.discover())
+    circuits = observed.Circuits(impatient, on_close=lambda endpoint: _api_is_back(store, endpoint))
     buckets, limits = Buckets(impatient), calls.limits(read.config, providers, read.secrets_of, read.secret)
     tokens = Tokens(database, Seal(read.secret), now)
 
@@ -94,7 +94,7 @@ def workshop() -> Workshop:
         providers=providers,
         config=read.config,
         secrets_of=read.secrets_of,
-        asks_for=asks_for,
+        asks_for=observed.traced(asks_for),
         clock=now,
         meaning=meaning,
         chance=Random(),  # noqa: S311  jitter, not a secret
@@ -187,13 +187,14 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop) -> tuple[list[Job], dict[UUI
 
     What cannot even be taken stays where it is, in the inbox or in its row, and comes back.
     """
-    parts = shop.parts
+    parts, began = shop.parts, time.time_ns()
     try:
         jobs = take(ids, shop.inbox, shop.store, parts.config, parts.providers, now())
     except (SQLAlchemyError, RedisError) as error:
         found = meaning(error)
         log.warning("action=take deliveries=%d reason=%s error=%s", len(ids), found.reason, found)
         return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))
+    observed.landed(jobs, began)
     return jobs, pipeline.process(jobs, parts)
 
 
