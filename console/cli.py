@@ -18,6 +18,7 @@ import typer
 from sqlalchemy import exc
 
 from console import context, queries, show
+from console.alarms.commands import app as alarms
 from console.context import CommandError
 from console.services import ServiceError
 from schemas.delivery import State, now
@@ -53,6 +54,7 @@ lockme = typer.Typer(help="The login at Lockme, without which its webhooks have 
 app.add_typer(bookings, name="bookings")
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(lockme, name="lockme")
+app.add_typer(alarms, name="alarms")
 
 
 def main() -> None:

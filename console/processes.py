@@ -48,11 +48,19 @@ GRANTED: Final[Mapping[str, frozenset[str]]] = {
     "beat": frozenset({"REDIS_URL"}),
     "flower": frozenset({"REDIS_URL"}),
     "metrics": frozenset({"REDIS_URL", "DATABASE_URL"}),
+    "console": frozenset({"REDIS_URL", "DATABASE_URL", SECRET, "RESERVOIR_CONSOLE_PASSWORD"}),
+    "alarms": frozenset(
+        {"REDIS_URL", "DATABASE_URL", "RESERVOIR_ALARMS_WEBHOOK_SECRET", "RESERVOIR_ALARMS_SMTP_PASSWORD"}
+    ),
 }
 """Of what is secret, what a process may know; one that is not named, such as the worker, may know all of it."""
 
 _SERVING: Final = b"Uvicorn running on "
-_SECRET_NAME: Final = re.compile(rf"RESERVOIR_.+_({'|'.join(WHATS)})|{SECRET}|(DATABASE|REDIS)_URL|PG.*", re.IGNORECASE)
+OURS: Final = "RESERVOIR_CONSOLE_PASSWORD|RESERVOIR_ALARMS_SMTP_PASSWORD"
+"""Secrets of the installation itself, beside the one."""
+_SECRET_NAME: Final = re.compile(
+    rf"RESERVOIR_.+_({'|'.join(WHATS)})|{SECRET}|(DATABASE|REDIS)_URL|PG.*|{OURS}", re.IGNORECASE
+)
 
 
 def procfile() -> Mapping[str, str]:

@@ -29,6 +29,10 @@ STOPPED_WITHIN: Final = 60.0
 SETTLED: Final = ("applied", "duplicate", "stale", "ignored", "parked")
 
 
+LOOKERS_ON: Final = {"console": 0, "alarms": 0, "metrics": 0}
+"""Processes that change nothing, left out where nobody asks for them."""
+
+
 class TrialFailed(Exception):
     """The installation did not start, or a command failed; the message holds the end of its output."""
 
@@ -48,7 +52,7 @@ class Trial:
         self.venues = venues
         self.ledger = ledger
         self.folder = folder
-        self.scale = dict(scale or {})
+        self.scale = {**LOOKERS_ON, **(scale or {})}
         """Process of the Procfile → how many of it, where it is not one."""
         self.log = folder / "reservoir.log"
         self.api = Server(venues)

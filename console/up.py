@@ -108,6 +108,7 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
     with ExitStack() as resources:
         receivers = _receivers(wish, resources)
         flower = _port("127.0.0.1", _wanted_port("FLOWER_PORT"))
+        page = _port(os.environ.get("CONSOLE_HOST", "127.0.0.1"), _wanted_port("CONSOLE_PORT"))
         metrics = _port(os.environ.get("METRICS_HOST", "127.0.0.1"), _wanted_port("METRICS_PORT"))
         embedded = resources.enter_context(Embedded(wish.state_dir, with_postgres=not database, with_redis=not queue))
         addresses = {
@@ -115,6 +116,7 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
             "REDIS_URL": queue or embedded.redis_url,
             "HOST": wish.host,
             "FLOWER_PORT": str(flower),
+            "CONSOLE_PORT": str(page),
             "METRICS_PORT": str(metrics),
             **_counted(embedded.state_dir, wish.scale.get("metrics", 1)),
             "RESERVOIR_CONFIG": str(wish.config_file.resolve()),
@@ -122,6 +124,8 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
             SECRET: installation,
         }
         _prepare(addresses["DATABASE_URL"], config)
+        if wish.scale.get("console", 1):
+            say(f"the console, a page to look things up: {_url('127.0.0.1', page)}")
         if wish.scale.get("flower", 1):
             say(f"Flower, which shows what the workers do: {_url('127.0.0.1', flower)}")
         planned = _planned(wish.scale, addresses, receivers)

@@ -14,11 +14,11 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -33,8 +33,11 @@ COMMON: Final[Mapping[str, type]] = {
     "calls_per_second": float,
     "generation": int,
     "previous_until": date,
+    "silence": str,
 }
 """The keys that every endpoint takes, with the type of their value."""
+
+TABLES: Final = ("endpoints", "alarms")
 
 
 class ConfigError(Exception):
@@ -60,6 +63,8 @@ class Endpoint:
     """Raise it by one to rotate the URL."""
     previous_until: datetime | None = None
     """Until then (UTC) the URL of the previous generation is accepted too."""
+    silence: timedelta | Literal["off"] | None = None
+    """How long it may be silent before that is an alarm; None: what its own rhythm says."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What only this provider can set, checked against the provider's declaration."""
     secrets: frozenset[str] = frozenset()
@@ -88,6 +93,8 @@ class Config:
 
     file: str
     endpoints: Mapping[str, Endpoint]
+    alarms: Mapping[str, Any] = field(default_factory=dict)
+    """How people are told, as it stands in the file; checked by `console.alarms.settings`."""
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self.endpoints.values())
@@ -113,15 +120,18 @@ def load(file: str | os.PathLike[str], environment: Mapping[str, str] = os.envir
 def parse(document: Mapping[str, Any], file: str, environment: Mapping[str, str]) -> Config:
     """A parsed document as values. Raises ConfigError."""
     for key in document:
-        if key != "endpoints":
-            raise ConfigError(f"{file}: {key}", f"unknown key{did_you_mean(key, ['endpoints'])}; remove it")
+        if key not in TABLES:
+            raise ConfigError(f"{file}: {key}", f"unknown key{did_you_mean(key, TABLES)}; remove it")
     tables = document.get("endpoints", {})
     if not isinstance(tables, dict):
         raise ConfigError(f"{file}: endpoints", "must be tables; write [endpoints.my-venue]")
     if not tables:
         raise ConfigError(f"{file}: endpoints", "there is none; add [endpoints.my-venue] with its provider")
+    alarms = document.get("alarms", {})
+    if not isinstance(alarms, dict):
+        raise ConfigError(f"{file}: alarms", "must be a table; write [alarms]")
     endpoints = {name: _endpoint(file, name, table, environment) for name, table in tables.items()}
-    return Config(file=file, endpoints=endpoints)
+    return Config(file=file, endpoints=endpoints, alarms=alarms)
 
 
 def _endpoint(file: str, name: str, table: Any, environment: Mapping[str, str]) -> Endpoint:
@@ -146,6 +156,7 @@ def _endpoint(file: str, name: str, table: Any, environment: Mapping[str, str]) 
         calls_per_second=_speed(f"{where}.calls_per_second", table.get("calls_per_second")),
         generation=generation,
         previous_until=_instant(table.get("previous_until")),
+        silence=_silence(f"{where}.silence", table.get("silence")),
         options={key: value for key, value in table.items() if key not in COMMON},
     )
     held = (what for what in WHATS if environment.get(endpoint.variable(what), "").strip())
@@ -199,6 +210,21 @@ def _speed(where: str, calls: float | None) -> float | None:
     if not 0.01 <= calls <= 1000:
         raise ConfigError(where, "is how many API calls a second your plan allows; write a number from 0.01 to 1000")
     return float(calls)
+
+
+_SPAN: Final = re.compile(r"([1-9]\d{0,3})([mhd])")
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def _silence(where: str, text: str | None) -> timedelta | Literal["off"] | None:
+    if text is None:
+        return None
+    if text == "off":
+        return "off"
+    span = _SPAN.fullmatch(text)
+    if span is None:
+        raise ConfigError(where, f'{text!r} is no span of time; write 90m, 6h, 2d or "off"')
+    return timedelta(**{_UNITS[span[2]]: int(span[1])})
 
 
 def _instant(value: date | datetime | None) -> datetime | None:

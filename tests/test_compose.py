@@ -21,7 +21,7 @@ import yaml
 from console.processes import environment_of, procfile
 
 PROJECT = Path(__file__).resolve().parent.parent
-OURS = ("receiver", "worker", "beat", "metrics", "flower", "migrate", "cli")
+OURS = ("receiver", "worker", "beat", "console", "alarms", "metrics", "flower", "migrate", "cli")
 SECRETS = {
     "DATABASE_URL": "postgresql://user:password@host/name",
     "RESERVOIR_ARCADE_VIENNA_API_KEY": "key",
@@ -84,10 +84,10 @@ def test_the_receiver_knows_no_database_and_no_provider(services: Mapping[str, A
 
 
 def test_only_the_balancer_is_open_to_the_world(services: Mapping[str, Any]) -> None:
-    """Flower and the metrics have no password, so they are published on the loopback interface only."""
+    """Flower and the metrics have no password, the console is for few: on the loopback interface only."""
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert set(published) == {"balancer", "metrics", "flower"}
-    assert all(port.startswith("127.0.0.1:") for name in ("metrics", "flower") for port in published[name])
+    assert set(published) == {"balancer", "console", "metrics", "flower"}
+    assert all(port.startswith("127.0.0.1:") for name in ("console", "metrics", "flower") for port in published[name])
 
 
 def test_what_a_receiver_confirms_is_on_the_disk(services: Mapping[str, Any]) -> None:
@@ -122,7 +122,7 @@ def test_a_stop_waits_for_what_is_under_way(services: Mapping[str, Any]) -> None
 
 def test_who_has_no_deadline_makes_way(services: Mapping[str, Any]) -> None:
     """A backlog must not slow an answer down: workers, beat and Flower come after the receiver."""
-    for name in ("worker", "beat", "metrics", "flower"):
+    for name in ("worker", "beat", "console", "alarms", "metrics", "flower"):
         assert procfile()[name].startswith("nice ")
         assert services[name]["cpu_shares"] < 1024
     assert not procfile()["web"].startswith("nice ")
@@ -171,7 +171,7 @@ def test_containers_and_procfile_run_the_same(services: Mapping[str, Any], servi
 
 def test_the_procfile_names_the_processes() -> None:
     """One line each; the receiver writes no access log, because the path holds the endpoint's token."""
-    assert list(procfile()) == ["web", "worker", "beat", "metrics", "flower"]
+    assert list(procfile()) == ["web", "worker", "beat", "console", "alarms", "metrics", "flower"]
     assert "--no-access-log" in procfile()["web"]
 
 
@@ -182,6 +182,8 @@ def test_the_procfile_names_the_processes() -> None:
         ("beat", {"REDIS_URL"}),
         ("flower", {"REDIS_URL"}),
         ("metrics", {"REDIS_URL", "DATABASE_URL"}),
+        ("console", {"REDIS_URL", "RESERVOIR_SECRET", "DATABASE_URL"}),
+        ("alarms", {"REDIS_URL", "DATABASE_URL"}),
         ("worker", {"REDIS_URL", "RESERVOIR_SECRET", *SECRETS}),
     ],
 )

@@ -79,6 +79,9 @@ class Up:
         return "/hooks/" + str(found["url"]).split("/hooks/")[1]
 
 
+LEAN = ("flower=0", "metrics=0", "console=0", "alarms=0")
+
+
 @contextmanager
 def running(folder: Path, *words: str, config: str = CONFIG) -> Iterator[Up]:
     (folder / "reservoir.toml").write_text(config, encoding="utf-8")
@@ -239,7 +242,7 @@ def test_two_receivers_are_replaced_without_a_refusal(tmp_path: Path) -> None:
     Two receivers and two workers are processes of their own with names of their own; what is scaled to nothing is not
     there, and the rest is ready without it.
     """
-    scale = [word for one in ("web=2", "worker=2", "flower=0", "metrics=0") for word in ("--scale", one)]
+    scale = [word for one in ("web=2", "worker=2", *LEAN) for word in ("--scale", one)]
     with running(tmp_path, *scale) as up:
         facts, before = up.announced(), up.pids()
         assert facts["url"] == facts["urls"][0] == up.url

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     CheckConstraint,
@@ -28,7 +29,7 @@ from sqlalchemy import (
     literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, TSVECTOR
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -220,3 +221,109 @@ ORDER: Final = (
 )
 """Which event of a booking is newer, as `workers.fold.Said.order` has it."""
 Index("booking_events_order", events.c.booking_id, *ORDER)
+
+
+class Incident(Base):
+    """Something that a person should know, or should have known: from when to when, and who was told."""
+
+    __tablename__ = "incidents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    """What of its kind: an endpoint, a provider, a worker, a machine; empty where there is only one."""
+    title: Mapped[str]
+    detail: Mapped[str]
+    opened_at: Mapped[dt.datetime]
+    last_seen_at: Mapped[dt.datetime]
+    closed_at: Mapped[dt.datetime | None]
+    tell_at: Mapped[dt.datetime]
+    """When people are told, if it lasts until then."""
+    notified_at: Mapped[dt.datetime | None]
+    """When they were told last; null: not of this opening."""
+    times: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    """How often it has opened: what comes again within a day is the same incident."""
+    amount: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    latest: Mapped[dt.datetime | None]
+    """How much of it people know, and up to when, where more of it is news."""
+
+    __table_args__ = (
+        Index("incidents_open", "kind", "subject", unique=True, postgresql_where=text("closed_at IS NULL")),
+        Index("incidents_seen", "last_seen_at"),
+    )
+
+
+class Notice(Base):
+    """One notice over one channel, and what became of it."""
+
+    __tablename__ = "notices"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    incident_id: Mapped[UUID] = mapped_column(ForeignKey("incidents.id", ondelete="CASCADE"))
+    channel: Mapped[str]
+    content: Mapped[dict[str, Any]]
+    created_at: Mapped[dt.datetime]
+    due_at: Mapped[dt.datetime | None]
+    """When it is tried next, or the end of a sender's lease; null: it was sent, or given up."""
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    sent_at: Mapped[dt.datetime | None]
+    error: Mapped[str | None]
+
+    __table_args__ = (
+        Index("notices_due", "channel", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("notices_incident", "incident_id"),
+    )
+
+
+incidents, notices = (cast(Table, table.__table__) for table in (Incident, Notice))
+
+# --- what the console asks for -----------------------------------------------------------------------------------
+
+Index(
+    "deliveries_settled",
+    deliveries.c.state,
+    deliveries.c.endpoint,
+    deliveries.c.received_at,
+    deliveries.c.id,
+    postgresql_include=["reason"],
+    postgresql_where=text("state <> 'received' AND state <> 'applied'"),
+)
+"""How many of an endpoint need somebody, and the list of them. Most deliveries never enter it."""
+Index(
+    "bookings_undated",
+    bookings.c.first_seen_at,
+    bookings.c.id,
+    postgresql_where=text("date IS NULL"),
+)
+BOOKING_WORDS: Final = func.booking_words(
+    bookings.c.customer_name, bookings.c.customer_email, bookings.c.reference, type_=TSVECTOR
+)
+"""The words by which a person looks for a booking: any of them can be typed from its beginning.
+
+The function is ours (migration 0005). It splits at blanks only, so `KMVQ-060314` stays in one piece.
+"""
+HAS_WORDS: Final = func.coalesce(bookings.c.customer_name, bookings.c.customer_email, bookings.c.reference).is_not(None)
+"""A booking is made without them, in the moment before it is filled in; the index need not know it then."""
+Index("bookings_words", BOOKING_WORDS, postgresql_using="gin", postgresql_where=HAS_WORDS)
+
+
+class Audit(Base):
+    """What was done through the console. Written before it is done, and again with what came of it."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[dt.datetime] = mapped_column(server_default=text("now()"))
+    session: Mapped[str]
+    """The beginning of the session's id."""
+    address: Mapped[str]
+    action: Mapped[str]
+    """`login`, `login-refused`, `logout`, `retry`."""
+    chosen: Mapped[str | None]
+    """How the deliveries were chosen, in words."""
+    deliveries: Mapped[list[UUID]] = mapped_column(ARRAY(PG_UUID(as_uuid=True)), server_default=text("'{}'::uuid[]"))
+    outcome: Mapped[str | None]
+    """Null: it was begun, and its end was not written."""
+
+
+audit = cast(Table, Audit.__table__)

@@ -1,0 +1,84 @@
+"""What Redis says about the way in: how much waits in the inbox, and how fast the receivers answer.
+
+Redis may be away, or not be told to the console at all; then these are unknown, and the pages say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from schemas.delivery import INBOX
+
+ACKS: Final = "reservoir:acks"
+"""A hash that the receivers write, see `ingest/acks.py`."""
+PATIENCE: Final = 0.3
+"""Seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slowest:
+    """The slowest answer to an endpoint's sender, in the minute before `at`."""
+
+    seconds: float
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doorstep:
+    """What is known now."""
+
+    inbox: int | None = None
+    """Requests that no worker has fetched; None: unknown."""
+    slowest: Mapping[str, Slowest] = field(default_factory=dict)
+    """By endpoint; empty where the receivers do not tell."""
+
+
+class Queue:
+    """Redis, as far as a page asks it."""
+
+    def __init__(self, url: str | None) -> None:
+        self._redis = url and Redis.from_url(
+            url, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, retry=Retry(NoBackoff(), 0)
+        )
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self._redis)
+
+    def look(self) -> Doorstep:
+        """Now, in one round trip."""
+        if not self._redis:
+            return Doorstep()
+        try:
+            with self._redis.pipeline(transaction=False) as both:
+                both.hlen(INBOX)
+                both.hgetall(ACKS)
+                inbox, told = both.execute()
+        except (RedisError, OSError):
+            return Doorstep()
+        return Doorstep(inbox=int(inbox), slowest=_slowest(told))
+
+    def close(self) -> None:
+        if self._redis:
+            self._redis.close()
+
+
+def _slowest(told: Mapping[bytes, bytes]) -> dict[str, Slowest]:
+    """What cannot be read is not told."""
+    found = {}
+    for endpoint, said in told.items():
+        with suppress(ValueError, TypeError, KeyError, OverflowError, OSError):
+            document: Any = json.loads(said)
+            at = datetime.fromtimestamp(float(document["at"]), UTC)
+            found[endpoint.decode()] = Slowest(seconds=float(document["slowest_ms"]) / 1000, at=at)
+    return found
