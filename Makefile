@@ -53,7 +53,7 @@ bench-growth: $(READY) ## What a long history costs: DELIVERIES= BOOKINGS= ROUND
 test: $(READY) ## Everything but what takes long: unit, contract, integration against real servers
 	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m 'not long'
 
-test-long: $(READY) ## The rest: workers in bad weather, receivers replaced behind a load balancer
+test-long: $(READY) ## The rest: bad weather, load balancers, long histories, plans, real runs of all parts
 	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m long
 
 check: $(READY) ## Format, lint, types, import contracts

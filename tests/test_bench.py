@@ -417,6 +417,7 @@ def test_nothing_of_an_installation_outside_reaches_a_process(ground: Ground, mo
     assert "elsewhere" not in " ".join(given_to_worker.values())
 
 
+@pytest.mark.long
 @pytest.mark.services
 def test_a_short_round_finds_all_that_was_acknowledged(ground: Ground) -> None:
     """By every contender that keeps something; two rounds, so that both orders are run."""

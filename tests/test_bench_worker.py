@@ -34,6 +34,8 @@ from schemas.delivery import INBOX, RawDelivery, new_id, now
 from schemas.endpoints import Config, parse
 from workers.greed import nudged
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def config() -> Config:

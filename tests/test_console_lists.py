@@ -25,6 +25,8 @@ from tests.world import NOON, VENUES, database
 from workers.bookings import booking_id
 from workers.tables import audit, bookings, deliveries
 
+pytestmark = pytest.mark.long
+
 HISTORY = History.of(list(VENUES.values()), deliveries=200_000, bookings=40_000, until=NOON)
 GENEROUS = 2.0
 """Seconds for what takes milliseconds, on a machine that does something else."""

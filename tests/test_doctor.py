@@ -510,6 +510,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield installation
 
 
+@pytest.mark.long
 @pytest.mark.services
 @pytest.mark.timeout(240)
 def test_a_running_installation_is_well(up: Up) -> None:

@@ -24,6 +24,8 @@ from workers.provider import Event
 from workers.rebuild import Rebuild
 from workers.tables import deliveries
 
+pytestmark = pytest.mark.long
+
 LONG = 600
 SPACE = 5
 """Minutes between two receipts, so that none is near another."""

@@ -598,6 +598,7 @@ def test_promtool_agrees() -> None:
 # --- a real run ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.services
 @pytest.mark.timeout(240)
 def test_a_real_run_exposes_every_metric_with_its_labels(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from console.services import Embedded
 from workers.bookings import refold
 from workers.tables import bookings, deliveries
 
+pytestmark = pytest.mark.long
+
 HISTORY = History.of(list(VENUES.values()), deliveries=100_000, bookings=20_000, until=NOON)
 
 

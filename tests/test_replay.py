@@ -156,6 +156,7 @@ def desk(engine: Engine, provider: str, eye: Reads, *steps: Step) -> Desk:
 # --- the two agree -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @by_provider
 @tried(25)
 @given(data=st.data())

@@ -172,6 +172,7 @@ BECOMES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.services
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("provider", "situation", "state", "reason", "status"), BECOMES)

@@ -216,6 +216,7 @@ def test_a_collector_that_is_away_keeps_nobody_waiting(redis_url: str, monkeypat
 # --- the whole way --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.services
 @pytest.mark.timeout(240)
 def test_a_delivery_is_one_trace_from_receipt_to_row(collector: Collector, tmp_path: Path) -> None:
