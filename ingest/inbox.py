@@ -87,13 +87,9 @@ class Inbox:
             await self._put(self._calm, self._calm_wires, rows)
 
     async def _put(self, redis: Redis, idle: list[Wire], rows: Sequence[Row]) -> None:
-        commands = self._commands(rows)
-        wire = None
-        while idle and (wire is None or wire.closed):
-            wire = idle.pop()
-        if wire is None or wire.closed:
-            wire = await Wire.opened(redis)
-        await wire.execute(commands)
+        idle[:] = [wire for wire in idle if not wire.closed]
+        wire = idle.pop() if idle else await Wire.opened(redis)
+        await wire.execute(self._commands(rows))
         idle.append(wire)
 
     def _commands(self, rows: Sequence[Row]) -> list[bytes]:

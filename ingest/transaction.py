@@ -40,12 +40,18 @@ class Wire(asyncio.Protocol):
     async def opened(cls, redis: Redis) -> Wire:
         """A new connection with the settings of that client. Raises RedisError, OSError."""
         connection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()
+        try:
+            await connection.connect()
+        except BaseException:
+            connection._close()
+            raise
         return cls(connection)
 
     async def execute(self, commands: Sequence[bytes]) -> None:
         """All of them or none; returns when Redis says that it has done so, which `appendfsync always` lets it say only
         when they are synced. Raises RedisError, OSError; whether Redis has done it all the same is then not known."""
+        if self.closed:
+            raise exceptions.ConnectionError("the connection is closed")
         self._done = asyncio.get_running_loop().create_future()
         self._wanted = len(commands)
         try:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis as redis_py
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import exceptions
@@ -136,3 +144,52 @@ def test_every_end_of_a_reply(said: list[bytes], error: str | None) -> None:
 
     with listening(redis_says) as port:
         with_wire(f"redis://127.0.0.1:{port}/0", work)
+
+
+def test_tls_stays_the_librarys(tmp_path: Path) -> None:
+    """A transaction goes through whatever the library has opened."""
+    certificate, key = signed_by_itself(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    heard = bytearray()
+
+    def redis_says(plain: socket.socket) -> None:
+        with context.wrap_socket(plain, server_side=True) as connection:
+            while b"EXEC" not in heard:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                heard.extend(piece)
+                connection.sendall(b"+OK\r\n" * piece.count(b"SETINFO"))
+            connection.sendall(b"+OK\r\n+QUEUED\r\n*1\r\n:1\r\n")
+            connection.recv(1)
+
+    async def work(wire: Wire) -> None:
+        await wire.execute([command(b"LPUSH", b"l", b"x" * 100_000)])
+
+    with listening(redis_says) as port:
+        with_wire(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", work)
+    assert heard.count(b"x") >= 100_000
+
+
+def signed_by_itself(folder: Path) -> tuple[Path, Path]:
+    """Certificate and key of `localhost`, for an hour."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
