@@ -76,6 +76,7 @@ class InFiles:
         self._counters = Sheet(directory / f"{Kind.COUNTER}_{name}.db")
         self._histograms = Sheet(directory / f"{Kind.HISTOGRAM}_{name}.db")
         self._lock = Lock()
+        self._writing = Lock()
 
     def add(self, metric: Metric, labels: Labels, by: float = 1.0) -> None:
         key = metric, labels
@@ -92,15 +93,20 @@ class InFiles:
             spread[-1] += value
 
     def write(self) -> None:
-        """Never raises: what cannot be written now is written the next time."""
-        with self._lock, suppress(OSError):
-            for (metric, labels), count in self._counts.items():
+        """Never raises: what cannot be written now is written the next time. It takes as long as the disk does, and
+        whoever counts does not wait for it."""
+        with self._writing:
+            with self._lock:
+                counts = dict(self._counts)
+                spreads = {key: list(spread) for key, spread in self._spreads.items()}
+            for (metric, labels), count in counts.items():
                 self._counters.set(_counter(metric, labels), count)
-            for (metric, labels), spread in self._spreads.items():
+            for (metric, labels), spread in spreads.items():
                 for name, count in zip(_spread(metric, labels), spread, strict=True):
                     self._histograms.set(name, count)
-            self._counters.write()
-            self._histograms.write()
+            with suppress(OSError):
+                self._counters.write()
+                self._histograms.write()
 
 
 def meters(kind: str, environment: Mapping[str, str] = os.environ) -> Meters:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -31,6 +32,7 @@ from ingest.app import build
 from ingest.settings import Settings
 from schemas.delivery import INBOX, RawDelivery, now
 from schemas.endpoints import parse, path
+from schemas.meters import DIRECTORY
 
 SECRET = "the secret of this installation"
 CONFIG = parse(
@@ -472,6 +474,32 @@ def test_a_durable_redis_raises_no_alarm(redis_url: str, caplog: pytest.LogCaptu
 
 
 # --- the process ---------------------------------------------------------------------------------------------
+
+
+def test_no_answer_waits_for_the_disk_of_the_counts(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted is written by a thread; a disk that hangs holds up that thread and nobody who counts."""
+    hangs, goes_on = threading.Event(), threading.Event()
+    write = os.pwrite
+
+    def hanging(*what: Any) -> int:
+        hangs.set()
+        goes_on.wait(PATIENCE)
+        return write(*what)
+
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
+    monkeypatch.setattr(os, "pwrite", hanging)
+    with receiving(redis_url, patience=PATIENCE) as receiver:
+        try:
+            assert receiver.post().status_code == 200
+            assert hangs.wait(PATIENCE)
+            begin = time.monotonic()
+            assert {receiver.post().status_code for _ in range(20)} == {200}
+            assert time.monotonic() - begin < PATIENCE / 4
+        finally:
+            goes_on.set()
+    assert redis.hlen(INBOX) == 21
 
 
 def command_line(port: int) -> list[str]:
