@@ -87,9 +87,10 @@ class Inbox:
             await self._put(self._calm, self._calm_wires, rows)
 
     async def _put(self, redis: Redis, idle: list[Wire], rows: Sequence[Row]) -> None:
+        commands = self._commands(rows)  # what fails here must not have taken a connection
         idle[:] = [wire for wire in idle if not wire.closed]
         wire = idle.pop() if idle else await Wire.opened(redis)
-        await wire.execute(self._commands(rows))
+        await wire.execute(commands)
         idle.append(wire)
 
     def _commands(self, rows: Sequence[Row]) -> list[bytes]:
