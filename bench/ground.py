@@ -215,6 +215,7 @@ class Ground:
             SECRET: self.secret,
             "RESERVOIR_CONFIG": str(self.config_file),
             "RESERVOIR_STATE_DIR": str(self.folder / "state"),
+            "WEB_CONCURRENCY": "1",  # what is measured has one core
             **({"DATABASE_URL": self.database_url} if self._with_postgres else {}),
         }
         outside = {key: value for key, value in os.environ.items() if not key.startswith(OUTSIDE)}

@@ -12,16 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Final, NamedTuple
 
-import psutil
 import redis
 
 from bench.contenders import Contender, receiver
 from bench.figures import CONNECTIONS, Figure, InboxMemory, Soak
 from bench.ground import Ground, Running, cpu_seconds, here
 from bench.load import Load
+from bench.others import Others
 from schemas.delivery import INBOX
 
 MANY: Final = (32, 256)
@@ -38,7 +37,7 @@ DISTURBED: Final = 0.1
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at the receiver's memory."""
 TAKEN: Final = "bench:taken"
-SPOOLED: Final = "action=breaker state=open"
+SPOOLED: Final = '"event": "breaker", "state": "open"'
 
 Say = Callable[[str], None]
 
@@ -121,8 +120,8 @@ def _round(ground: Ground, player: Started, shape: Shape, number: int, say: Say)
         p99_ms=load.p99_ms,
         cpu_ms=1000 * spent.server / max(load.acked, 1),
         rss_mb=server.rss_mb(),
-        redis_share=meter.share(spent.redis),
-        others_share=meter.share(spent.others),
+        redis_share=spent.redis,
+        others_share=spent.others,
         kept=_kept(ground, contender, load.acked),
         acked=load.acked,
         client_share=load.client_share,
@@ -137,45 +136,27 @@ class Meter:
     def __init__(self, ground: Ground, server: Running) -> None:
         self._server, self._redis = server, ground.server("Redis")
         self._began = time.monotonic()
+        self._others = Others()
         self._before = self._spent()
 
-    def _spent(self) -> Spent:
-        return Spent(self._server.cpu_seconds(), cpu_seconds(self._redis), _own(), _machine())
+    def _spent(self) -> tuple[float, float]:
+        return self._server.cpu_seconds(), cpu_seconds(self._redis)
 
     def read(self) -> Spent:
-        """Seconds of CPU since the beginning."""
-        return Spent(*(now - before for now, before in zip(self._spent(), self._before, strict=True)))
-
-    def share(self, seconds: float) -> float:
-        """Of a core, over the time since the beginning."""
-        return seconds / (time.monotonic() - self._began)
+        """What was used since the beginning."""
+        server, redis_server = (now - before for now, before in zip(self._spent(), self._before, strict=True))
+        return Spent(server, redis_server / (time.monotonic() - self._began), self._others.share())
 
 
 class Spent(NamedTuple):
-    """Seconds of CPU."""
+    """CPU."""
 
     server: float
+    """Seconds."""
     redis: float
-    own: float
-    """Of this process, and of the clients that have ended."""
-    machine: float
-    """Of all that runs there."""
-
-    @property
-    def others(self) -> float:
-        """Of what has no part in the run: it takes from one contender what another one had."""
-        return max(0.0, self.machine - self.server - self.redis - self.own)
-
-
-def _own() -> float:
-    return sum(one.ru_utime + one.ru_stime for one in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
-
-
-def _machine() -> float:
-    """What the kernel has counted as work, on all cores; what a hypervisor took away is work of others."""
-    times = psutil.cpu_times()._asdict()
-    nothing = ("idle", "iowait", "guest", "guest_nice")  # guests are counted as user time already
-    return float(sum(seconds for name, seconds in times.items() if name not in nothing))
+    """The share of a core."""
+    others: float
+    """The share of a core that had no part in the run: it takes from one contender what another one had."""
 
 
 def _told(figure: Figure, spooled: int) -> str:

@@ -39,6 +39,7 @@ from bench.figures import (
     ratio,
 )
 from bench.targets import TARGETS, Target, last_line, missed, numbers, shown
+from chaos.report import write_into
 
 BEGIN: Final = "<!-- bench: begin -->"
 END: Final = "<!-- bench: end -->"
@@ -183,15 +184,6 @@ def _cell(number: float | None) -> str:
 # --- the document ----------------------------------------------------------------------------------------------
 
 
-def write_into(document: str, tables: str) -> str:
-    """The document with these tables between its marks. Raises ValueError where it has none."""
-    before, mark, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise ValueError(f"the document needs the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{tables.strip()}\n\n{END}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the tables, or writes them into a document."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="The tables of a report.")
@@ -202,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words.docs is None:
         sys.stdout.write(tables)
     else:
-        words.docs.write_text(write_into(words.docs.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        words.docs.write_text(write_into(words.docs.read_text(encoding="utf-8"), tables, BEGIN, END), encoding="utf-8")
     return 0
 
 

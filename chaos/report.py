@@ -166,13 +166,13 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_into(document: str, table: str) -> str:
-    """The document with this table between its marks. Raises ValueError where it has none."""
-    before, mark, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise ValueError(f"the document needs the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{table.strip()}\n\n{END}{after}"
+def write_into(document: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
+    """The document with these tables between its marks. Raises ValueError where it has none."""
+    before, first, rest = document.partition(begin)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise ValueError(f"the document needs the marks {begin} and {end}")
+    return f"{before}{begin}\n\n{tables.strip()}\n\n{end}{after}"
 
 
 def main(files: Sequence[str]) -> int:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -40,8 +42,9 @@ from bench.figures import (
 )
 from bench.ground import Ground, here
 from bench.load import Asked, Load, answer, load, quantile
+from bench.others import Others
 from bench.plot import Bar, NoPlot, draw, panels
-from bench.receiver import Refused, Spent, answered, inbox_memory, rounds, soak
+from bench.receiver import Refused, answered, inbox_memory, rounds, soak
 from bench.targets import TARGETS, last_line, missed, numbers
 from console.processes import procfile
 from schemas.delivery import INBOX
@@ -210,8 +213,9 @@ def test_the_document_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
     tables = report.as_markdown(report.as_json(WHOLE, FACTS)).strip()
     expected = f"# Performance\n\n{report.BEGIN}\n\n{tables}\n\n{report.END}\n\nThe end.\n"
     assert page.read_text(encoding="utf-8") == expected
+    page.write_text(f"{report.END} the wrong way round {report.BEGIN}", encoding="utf-8")
     with pytest.raises(ValueError, match="marks"):
-        report.write_into(f"{report.END} the wrong way round {report.BEGIN}", tables)
+        report.main([str(told), "--docs", str(page)])
 
 
 def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:
@@ -447,8 +451,15 @@ def test_what_a_process_and_its_children_have_used_is_known(ground: Ground) -> N
         assert busy.cpu_seconds() > 0.05
         assert busy.rss_mb() > 1
     assert (busy.cpu_seconds(), busy.rss_mb()) == (0.0, 0.0)
-    assert Spent(server=1.0, redis=0.5, own=0.25, machine=2.0).others == 0.25
-    assert Spent(server=1.0, redis=0.5, own=0.75, machine=2.0).others == 0.0
+
+
+def test_others_are_whoever_we_have_not_started() -> None:
+    """Here one that has lost its parents, and ends by itself after half a second of work."""
+    work = "import time\nwhile time.process_time() < 0.5: pass"
+    others = Others()
+    began = time.monotonic()
+    subprocess.run(["sh", "-c", f"setsid {sys.executable} -c '{work}' & "], check=True)
+    assert eventually(lambda: others.share() * (time.monotonic() - began) > 0.4)
 
 
 @pytest.mark.services
