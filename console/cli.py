@@ -21,6 +21,7 @@ from console import context, queries, show
 from console.alarms.commands import app as alarms
 from console.context import CommandError
 from console.services import ServiceError
+from schemas import logs
 from schemas.delivery import State, now
 from schemas.endpoints import DEFAULT_FILE, ConfigError, path
 
@@ -90,6 +91,8 @@ def everywhere(
     for name, value in (("RESERVOIR_CONFIG", config), ("RESERVOIR_STATE_DIR", state_dir)):
         if value is not None:
             os.environ[name] = str(value)
+    # What a command has to say itself is for people, and is printed. A process that stays sets up its log anew.
+    logs.configure("cli", "WARNING", crashes=False)
 
 
 @app.command()
@@ -160,6 +163,19 @@ def metrics(
     from console.metrics import serve
 
     serve(config, state_dir, host, port)
+
+
+@app.command()
+def flower(
+    config: ConfigFile = CONFIG_FILE,
+    state_dir: StateDir = STATE,
+    host: Annotated[str, typer.Option("--address", envvar="FLOWER_HOST", help="The address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="FLOWER_PORT", min=0, max=65535, help="The port.")] = 5555,
+) -> None:
+    """Run Flower, which shows tasks and retries; FLOWER_BASIC_AUTH has its name:password."""
+    from console.flower import serve
+
+    serve(host, port)
 
 
 @app.command()

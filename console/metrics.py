@@ -34,11 +34,11 @@ from sqlalchemy import ColumnElement, Engine, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from console.context import CommandError, read_config, url_of_environment
-from console.processes import say
 from console.spooled import Spooled, spooled
 from schemas import metrics as names
 from schemas.delivery import EPOCH, INBOX, door_of, now
 from schemas.endpoints import Config
+from schemas.logs import configure, log
 from schemas.meters import DIRECTORY, Labels, Sheet, is_alive
 from schemas.metrics import Kind, Metric
 from workers.app import HOUSEKEEPING, SWEEPS
@@ -173,7 +173,7 @@ class Looks:
             try:
                 found = [*look(now)]
             except (RedisError, SQLAlchemyError, OSError, ValueError) as error:
-                say(f"metrics: {what} cannot be looked at ({type(error).__name__})")
+                log.warning("look-failed", what=what, error=type(error).__name__)
                 yield names.REACHABLE, (what,), 0
             else:
                 yield names.REACHABLE, (what,), 1
@@ -270,6 +270,7 @@ def _at_postgres_in_time(opened: Engine, now: datetime) -> Iterable[Sample]:
 
 def serve(config_file: Path, state_dir: Path, host: str, port: int) -> None:
     """Answers Prometheus until it is asked to end. Raises ConfigError, CommandError."""
+    configure("metrics")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with looks(read_config(config_file), state_dir) as ours, suppress(KeyboardInterrupt):
         registry = CollectorRegistry()
@@ -280,7 +281,7 @@ def serve(config_file: Path, state_dir: Path, host: str, port: int) -> None:
             mend = "give another --port or --host"
             raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}; {mend}") from None
         for missing in _missing(ours):
-            say(f"metrics: {missing}")
+            log.warning("not-told", text=missing)
         sys.stdout.write(f"metrics: http://{host}:{server.server_port}/metrics\n")
         sys.stdout.flush()
         thread.join()

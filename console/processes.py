@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +27,9 @@ from honcho.printer import Message, Printer
 
 from console.context import CommandError
 from console.services import bound_to_parent
+from schemas.delivery import now
 from schemas.endpoints import SECRET, WHATS
+from schemas.logs import is_json, log
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 GRACE: Final = 30.0
@@ -46,7 +47,7 @@ GIVE_UP: Final = 3
 GRANTED: Final[Mapping[str, frozenset[str]]] = {
     "web": frozenset({"REDIS_URL", SECRET}),
     "beat": frozenset({"REDIS_URL"}),
-    "flower": frozenset({"REDIS_URL"}),
+    "flower": frozenset({"REDIS_URL", "FLOWER_BASIC_AUTH"}),
     "metrics": frozenset({"REDIS_URL", "DATABASE_URL"}),
     "console": frozenset({"REDIS_URL", "DATABASE_URL", SECRET, "RESERVOIR_CONSOLE_PASSWORD"}),
     "alarms": frozenset(
@@ -56,7 +57,7 @@ GRANTED: Final[Mapping[str, frozenset[str]]] = {
 """Of what is secret, what a process may know; one that is not named, such as the worker, may know all of it."""
 
 _SERVING: Final = b"Uvicorn running on "
-OURS: Final = "RESERVOIR_CONSOLE_PASSWORD|RESERVOIR_ALARMS_SMTP_PASSWORD"
+OURS: Final = "RESERVOIR_CONSOLE_PASSWORD|RESERVOIR_ALARMS_SMTP_PASSWORD|FLOWER_BASIC_AUTH"
 """Secrets of the installation itself, beside the one."""
 _SECRET_NAME: Final = re.compile(
     rf"RESERVOIR_.+_({'|'.join(WHATS)})|{SECRET}|(DATABASE|REDIS)_URL|PG.*|{OURS}", re.IGNORECASE
@@ -155,9 +156,8 @@ class Process:
             if for_good and self.ends >= GIVE_UP:
                 raise CommandError(f"{self.name} does not start (it ended with {self.popen.returncode}); see above")
             wait = pause(self.hasty)
-            say(
-                f"{self.name} ended with {self.popen.returncode}; it starts again {f'in {wait:g} s' if wait else 'now'}"
-            )
+            soon = f"in {wait:g} s" if wait else "now"
+            say(f"{self.name} ended with {self.popen.returncode}; it starts again {soon}", is_trouble=True)
             self.again_at = now + wait
         if now >= self.again_at:
             _kill_group(self.popen)
@@ -219,7 +219,7 @@ class Process:
         while popen.poll() is None and time.monotonic() < deadline:
             yield
         if popen.poll() is None:
-            say(f"{self.name} did not end in time and is killed")
+            say(f"{self.name} did not end in time and is killed", is_trouble=True)
         _kill_group(popen)
         popen.wait()
 
@@ -235,7 +235,7 @@ class Process:
             try:
                 popen.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                say(f"{self.name} did not end in time and is killed")
+                say(f"{self.name} did not end in time and is killed", is_trouble=True)
             _kill_group(popen)
             popen.wait()
 
@@ -250,11 +250,16 @@ def _kill_group(popen: subprocess.Popen[bytes]) -> None:
 
 
 class Output:
-    """What the processes print, line by line with their names, on stderr: stdout is for the one line `ready: …`."""
+    """What the processes print, line by line, on stderr: stdout is for the one line `ready: …`.
 
-    def __init__(self, names: Iterable[str]) -> None:
+    For eyes each line has the name of its process before it. For a program it is passed on as it is, because it names
+    its process itself; what is printed and not logged is made a line of the log.
+    """
+
+    def __init__(self, names: Iterable[str], *, as_json: bool = False) -> None:
         known = list(names)
-        self._printer = Printer(sys.stderr, width=max(map(len, known), default=0))
+        self._as_json = as_json
+        self._printer = Printer(sys.stderr, time_format="", width=max(map(len, known), default=0))
         self._colours = dict(zip(known, get_colours(), strict=False))
         self._lock = threading.Lock()
 
@@ -266,13 +271,23 @@ class Output:
                 if _SERVING in line:
                     serving.set()
                 with self._lock, suppress(OSError):
-                    self._printer.write(
-                        Message("line", line, datetime.now(), name, self._colours[name])  # noqa: DTZ005  (for eyes)
-                    )
+                    self._pass_on(name, line)
+
+    def _pass_on(self, name: str, line: bytes) -> None:
+        if not self._as_json:
+            self._printer.write(Message("line", line, now(), name, self._colours[name]))
+        elif line.startswith(b"{"):
+            sys.stderr.write(line.decode(errors="replace"))
+            sys.stderr.flush()
+        elif said := line.decode(errors="replace").strip():
+            log.info("printed", process=name, text=said)
 
 
-def say(line: str) -> None:
-    """A line of our own, among those of the processes."""
+def say(line: str, *, is_trouble: bool = False) -> None:
+    """A sentence of our own, among the lines of the processes."""
+    if is_json():
+        (log.warning if is_trouble else log.info)("up", text=line)
+        return
     with suppress(OSError):
         sys.stderr.write(f"reservoir: {line}\n")
         sys.stderr.flush()

@@ -24,10 +24,12 @@ import kombu.exceptions
 import redis
 
 from console.context import CommandError, read_config, running, secret, url_of_environment
+from console.flower import check as check_flower
 from console.processes import GRACE, READY_WITHIN, NotReplaced, Output, Process, environment_of, procfile, say
 from console.queries import kept_tokens
 from console.services import Embedded
 from schemas.endpoints import SECRET, Config, ConfigError
+from schemas.logs import FORMAT, configure, is_json
 from workers.app import app, broker_url
 from workers.database import engine
 from workers.migrate import upgrade
@@ -81,6 +83,7 @@ def scale_of(words: Sequence[str]) -> dict[str, int]:
 
 def up(wish: Wish) -> None:
     """Runs until Ctrl-C or SIGTERM, then stops all of it. Raises ConfigError, ServiceError, CommandError."""
+    configure("up")
     config = read_config(wish.config_file)
     rollout = Rollout(wish.config_file)
     with suppress(Stopped):
@@ -107,7 +110,7 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
     installation = secret(wish.state_dir)
     with ExitStack() as resources:
         receivers = _receivers(wish, resources)
-        flower = _port("127.0.0.1", _wanted_port("FLOWER_PORT"))
+        flower = _flower(wish)
         page = _port(os.environ.get("CONSOLE_HOST", "127.0.0.1"), _wanted_port("CONSOLE_PORT"))
         metrics = _port(os.environ.get("METRICS_HOST", "127.0.0.1"), _wanted_port("METRICS_PORT"))
         embedded = resources.enter_context(Embedded(wish.state_dir, with_postgres=not database, with_redis=not queue))
@@ -116,6 +119,7 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
             "REDIS_URL": queue or embedded.redis_url,
             "HOST": wish.host,
             "FLOWER_PORT": str(flower),
+            FORMAT: "json" if is_json() else "console",  # they talk to a pipe of ours, and do not see our terminal
             "CONSOLE_PORT": str(page),
             "METRICS_PORT": str(metrics),
             **_counted(embedded.state_dir, wish.scale.get("metrics", 1)),
@@ -127,7 +131,7 @@ def _up(wish: Wish, config: Config, rollout: Rollout) -> None:
         if wish.scale.get("console", 1):
             say(f"the console, a page to look things up: {_url('127.0.0.1', page)}")
         if wish.scale.get("flower", 1):
-            say(f"Flower, which shows what the workers do: {_url('127.0.0.1', flower)}")
+            say(f"Flower, which shows what the workers do: {_url(_flower_host(), flower)}")
         planned = _planned(wish.scale, addresses, receivers)
         with _running(planned) as processes:
             _watch(House(processes, embedded, addresses["REDIS_URL"]), rollout)
@@ -174,7 +178,7 @@ def _planned(scale: Mapping[str, int], addresses: Mapping[str, str], receivers: 
     """Every process that shall run, by the Procfile and the wish, in the order of their start."""
     lines = procfile()
     names = {kind: _names(kind, scale.get(kind, 1)) for kind in lines}
-    output = Output(name for several in names.values() for name in several)
+    output = Output((name for several in names.values() for name in several), as_json=is_json())
     planned = []
     for kind, several in names.items():
         for place, name in enumerate(several):
@@ -335,7 +339,7 @@ class Rollout:
             say("every process has been replaced")
         except (NotReplaced, ConfigError) as error:
             self._trouble = str(error)
-            say(f"the restart has stopped: {error}")
+            say(f"the restart has stopped: {error}", is_trouble=True)
         self._steps, self._count = None, self._count + 1
 
     def _through(self, house: House) -> Iterator[None]:
@@ -384,6 +388,17 @@ def _port(host: str, wanted: int) -> int:
     """The port, or a free one for 0. Raises CommandError."""
     with _bound(host, wanted) as sock:
         return int(sock.getsockname()[1])
+
+
+def _flower(wish: Wish) -> int:
+    """Flower's port. Raises ConfigError where it would let in anybody, CommandError."""
+    if wish.scale.get("flower", 1):
+        check_flower(_flower_host())
+    return _port(_flower_host(), _wanted_port("FLOWER_PORT"))
+
+
+def _flower_host() -> str:
+    return os.environ.get("FLOWER_HOST") or "127.0.0.1"
 
 
 def _bound(host: str, wanted: int, patience: float = 3.0) -> socket.socket:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,8 +25,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from ingest.inbox import CALM, connect
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 ACKS: Final = "reservoir:acks"
 EVERY: Final = 5
@@ -103,7 +101,7 @@ class Acks:
             async with asyncio.timeout(CALM):
                 await self._write(lately)
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("action=acks error=%s", type(error).__name__)
+            log.warning("acks-not-written", error=type(error).__name__)
             for name, old in lately.items():
                 self._lately[name] = _joined(old, self._lately.get(name))
 

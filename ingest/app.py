@@ -10,7 +10,6 @@ than making it durable does (docs/performance.md).
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import AsyncIterator
 from time import perf_counter
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.config import STARTUP_FAILURE
 
 from ingest import settings as environment
 from ingest.acks import Acks
@@ -36,9 +36,8 @@ from ingest.traces import Keeps, traced
 from ingest.waiting import NotDurable, Row
 from schemas.delivery import new_id_text, now, packed
 from schemas.endpoints import ConfigError
+from schemas.logs import configure, log
 from schemas.meters import meters
-
-log = logging.getLogger("reservoir")
 
 
 class Answer:
@@ -100,14 +99,14 @@ class Hook:
         try:
             body = await self._body(scope, receive)
         except TooLarge:
-            log.warning("action=refuse endpoint=%s reason=too-large", entrance.endpoint.name)
+            log.warning("refuse", endpoint=entrance.endpoint.name, reason="too-large")
             return TOO_LARGE
         name, queue = entrance.endpoint.name, entrance.endpoint.provider
         row = Row(new_id_text(), queue, packed(name, scope["method"], received_at, scope["headers"], body))
         try:
             return KEPT[await self._keeper.keep(row)]
         except NotDurable as error:
-            log.error("action=refuse endpoint=%s reason=not-durable error=%s", name, error)
+            log.error("refuse", delivery=row.id, endpoint=name, reason="not-durable", error=str(error))
             return NOT_NOW
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -201,7 +200,9 @@ def _spool(settings: Settings) -> Spool:
 
 def create() -> Receiver:
     """The app from the environment; a bad configuration ends the process with one line."""
+    configure("web")
     try:
         return build(environment.read())
     except ConfigError as error:
-        sys.exit(f"reservoir: {error}")
+        sys.stderr.write(f"reservoir: {error}\n")
+        sys.exit(STARTUP_FAILURE)  # by which uvicorn knows that another try would end the same way

@@ -8,7 +8,6 @@ nothing. Files are read and removed on a thread that no request waits for.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -21,8 +20,7 @@ from ingest.keeper import Keeper
 from ingest.segment import Segment, said
 from ingest.spool import Spool
 from ingest.waiting import Row
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 Result = TypeVar("Result")
 
@@ -64,7 +62,7 @@ class Drainer:
                 try:
                     done = await self._round()
                 except Exception as error:  # noqa: BLE001  the next round may go better
-                    log.error("action=drain-failed error=%s", type(error).__name__)
+                    log.error("drain-failed", error=type(error).__name__)
                     done = False
             pause = ROUND_EVERY if done else min(2 * pause, ROUND_AT_LAST)
             await asyncio.sleep(pause)
@@ -81,7 +79,7 @@ class Drainer:
                     return False
             except (sqlite3.Error, OSError) as error:
                 # Not Redis's doing; the other segments need not wait for it.
-                log.error("action=drain-failed segment=%s error=%s", segment.path.name, said(error))
+                log.error("drain-failed", segment=segment.path.name, error=said(error))
                 done = False
         self._segments = [segment for segment in self._segments if not segment.removed]
         return done
@@ -95,14 +93,10 @@ class Drainer:
             segment.landed()
         await self._in_thread(segment.set_aside if segment.torn else segment.remove)
         if segment.torn:
-            log.error(
-                "action=drain SEGMENT IS CORRUPT: rows=%d could be read; it is kept as %s.corrupt",
-                segment.rows,
-                segment.path,
-            )
+            log.error("segment-corrupt", rows=segment.rows, kept_as=f"{segment.path.name}.corrupt")
         elif segment.rows:
-            seconds = time.monotonic() - begin
-            log.warning("action=drain segment=%s rows=%d seconds=%.1f", segment.path.name, segment.rows, seconds)
+            seconds = round(time.monotonic() - begin, 1)
+            log.warning("drained", segment=segment.path.name, rows=segment.rows, seconds=seconds)
         return True
 
     async def _landed(self, group: list[Row]) -> bool:

@@ -8,7 +8,6 @@ for it goes to the spool at once, and what comes after goes there directly until
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from contextlib import suppress
 from typing import Final
@@ -17,8 +16,7 @@ from ingest.breaker import Breaker
 from ingest.inbox import FLUSHERS, Inbox, reason_of
 from ingest.spool import Spool
 from ingest.waiting import GROUP, GROUP_BYTES, Line, Row, Waiting
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 SPOOL_PATIENCE: Final = 0.8
 """Seconds that a request waits for the spool. With Redis before or after it, that is half of the shortest deadline."""
@@ -172,7 +170,7 @@ class Keeper:
     def _spool_is_silent(self) -> None:
         """The disk hangs: until it says something, nobody else is sent to it."""
         self._spool_hangs = True
-        log.error("action=spool-failed error=silent")
+        log.error("spool-failed", error="silent")
         for waiting in self._at_spool.take():
             self._not_spooled(waiting, "spool: silent")
 
@@ -210,11 +208,11 @@ class Keeper:
         if breaker == before:
             return
         if breaker.is_open:
-            log.warning("action=breaker state=open reason=%s", breaker.reason)
+            log.warning("breaker", state="open", reason=breaker.reason)
         else:
-            seconds = breaker.since - before.since
-            log.warning("action=breaker state=closed reason=%s seconds=%.1f", before.reason, seconds)
+            seconds = round(breaker.since - before.since, 1)
+            log.warning("breaker", state="closed", reason=before.reason, seconds=seconds)
 
     async def _check_promise(self) -> None:
         for name, value in (await self._inbox.undurable()).items():
-            log.error("action=start REDIS IS NOT DURABLE: %s is %r; a 2xx may be lost", name, value)
+            log.error("redis-not-durable", setting=name, value=value)

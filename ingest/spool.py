@@ -7,7 +7,6 @@ own (`segment.py`). What is spooled leaves as whole segments, for which the drai
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sqlite3
 import threading
@@ -21,8 +20,7 @@ from typing import Final, Protocol, TypeVar
 
 from ingest.segment import Segment, found, is_full, said
 from ingest.waiting import Waiting
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 Report = Callable[[list[Waiting], str | None], None]
 """Told in the event loop what became of a batch: None for kept, or why not."""
@@ -213,7 +211,7 @@ class OnDisk:
         except (sqlite3.Error, OSError) as error:
             if not is_full(error):
                 # After a failed sync nobody knows what the file holds of that write: no further one goes into it.
-                log.error("action=spool-failed segment=%s error=%s", segment.path.name, said(error))
+                log.error("spool-failed", segment=segment.path.name, error=said(error))
                 self._retire()
             raise
 
@@ -227,7 +225,7 @@ class OnDisk:
             self._segment = Segment.create(self._directory, left)
         except (sqlite3.Error, OSError) as error:
             self._again_at = time.monotonic() + OPEN_AGAIN
-            log.error("action=spool-failed error=%s", said(error))
+            log.error("spool-failed", error=said(error))
             raise NoSpool(said(error)) from error
         self._ours.append(self._segment)
         return self._segment
@@ -247,7 +245,7 @@ class OnDisk:
         try:
             segment.remove()
         except OSError as error:
-            log.warning("action=remove segment=%s error=%s", segment.path.name, said(error))
+            log.warning("segment-not-removed", segment=segment.path.name, error=said(error))
 
     def _change(self) -> None:
         """Closes the current segment, where there is something in it, and opens the next one at once."""

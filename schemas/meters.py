@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import struct
 from bisect import bisect_left
@@ -25,9 +24,8 @@ from threading import Lock
 from typing import Final, Protocol
 from uuid import uuid4
 
+from schemas.logs import log
 from schemas.metrics import Kind, Metric
-
-log = logging.getLogger("reservoir")
 
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -117,7 +115,7 @@ def meters(kind: str, environment: Mapping[str, str] = os.environ) -> Meters:
     try:
         return InFiles(kind, Path(directory))
     except OSError as error:
-        log.warning("action=metrics directory=%s error=%s: nothing is counted", directory, error.strerror)
+        log.warning("not-counted", directory=directory, error=error.strerror)
         return Off()
 
 

@@ -6,14 +6,12 @@ loaded only where traces are on.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from typing import Final
 
+from schemas.logs import log
 from schemas.spans import Spans
-
-log = logging.getLogger("reservoir")
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 SHARE: Final = "OTEL_TRACES_SAMPLER_ARG"
@@ -27,9 +25,7 @@ def spans(part: str, environment: Mapping[str, str] = os.environ) -> Spans | Non
     try:
         from schemas.otel import OpenTelemetry
     except ImportError as error:
-        log.warning(
-            "action=traces error=%s is not installed: nothing is traced; install the extra `traces`", error.name
-        )
+        log.warning("not-traced", missing=error.name, mend="install the extra `traces`")
         return None
     return OpenTelemetry(part, share(environment))
 

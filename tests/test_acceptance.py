@@ -6,9 +6,11 @@ One installation with seven venues lives through the day once; each test looks a
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
@@ -23,9 +25,15 @@ from simulators.ledger import Ledger, Verdict
 from simulators.lockme import Lockme
 from simulators.server import discover
 from simulators.venue import Venue, Weather
+from tests.lines import AGREED, ANYWHERE, documented, read
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(240)]
 
+FLOWER = ("operator", "only-for-those-who-know")
+WRONG = "what-somebody-guessed"
+ENVIRONMENT = {"FLOWER_BASIC_AUTH": ":".join(FLOWER), "RESERVOIR_CONSOLE_PASSWORD": "only-for-the-operator"}
+STRANGER = "stranger@guests.example"
+"""A guest in what cannot be read."""
 SPEED = 2000.0
 PATIENCE = 90.0
 
@@ -42,14 +50,39 @@ class Day:
     while_down: list[dict[str, Any]] = field(default_factory=list)
     """The deliveries of the venue whose API was down, while it was."""
     others_while_down: bool = False
-    retry: str = ""
-    """Flower's page of one of those, at that time."""
-    flower: str = ""
-    """Flower's pages of all deliveries, in the end."""
+    retry: dict[str, Any] = field(default_factory=dict)
+    """What Flower tells of one of those, at that time."""
+    stranger: int = 0
+    """Flower's answer to somebody without its password."""
+    flower: dict[str, Any] = field(default_factory=dict)
+    """What Flower tells of all tasks, in the end."""
+    pages: str = ""
+    """Flower's pages of some of them."""
     log: str = ""
+    """All that `reservoir up` and its processes said, from the start to the end."""
+    servers: str = ""
+    """The logs of PostgreSQL and Redis."""
+
+    secrets: set[str] = field(default_factory=set)
+    """The installation's own, and the tokens that a provider issued."""
 
     def of(self, venue: Venue) -> list[dict[str, Any]]:
         return [row for row in self.deliveries if row["endpoint"] == venue.endpoint]
+
+    @property
+    def personal(self) -> set[str]:
+        """What nobody may read who is not meant to: every secret, and what the guests told."""
+        secrets = {secret for venue in self.venues for secret in venue.secrets().values()}
+        tokens = {venue.hook_url.rsplit("/", 1)[1] for venue in self.venues}
+        columns = ("customer_name", "customer_email", "customer_phone", "note")
+        guests = {str(row[column]) for row in self.ledger.truth.values() for column in columns if row.get(column)}
+        found = secrets | tokens | self.secrets | {FLOWER[1], STRANGER} | {text for text in guests if len(text) > 5}
+        return found | {json.dumps(text)[1:-1] for text in found}
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that the log and Flower told."""
+        return self.log, self.servers, self.pages, json.dumps([self.flower, self.retry], ensure_ascii=False)
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +102,28 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
     down = venue(Lockme, "lockme-down", Weather(api_down=1.0))
 
     async def live() -> None:
-        async with Trial(day.venues, day.ledger, tmp_path_factory.mktemp("trial")) as trial:
+        folder, scale = tmp_path_factory.mktemp("trial"), {"console": 1}
+        async with Trial(day.venues, day.ledger, folder, scale=scale, environment=ENVIRONMENT) as trial:
             forgetful.fail_acknowledgements(2)
             forgetful.send_test()
             later = asyncio.gather(forgetful.busy_day(2), down.busy_day(1))
             await asyncio.gather(*(one.busy_day(6) for one in day.venues if one not in (forgetful, down)))
             await until(lambda: _waiting(trial, down, day), "the deliveries that need the dead API to retry")
             day.others_while_down = await _others_are_right(trial, day, down)
-            day.retry = await _flower(trial, [day.while_down[0]["id"]])
+            day.retry = (await _flower(trial, f"/api/task/info/{day.while_down[0]['id']}")).json()
+            day.stranger = (await _flower(trial, "/api/tasks", auth=None)).status_code
             down.weather.api_down = 0.0
             await later
             await until(lambda: _settled(trial), "everything to settle")
             day.verdict, day.rows = await trial.compare(), await trial.command("bookings", "list", "--json")
             day.deliveries = await trial.command("deliveries", "list", "--json")
-            day.flower = await _flower(trial, [row["id"] for row in day.deliveries])
-            day.log = trial.log.read_text(errors="replace")
+            day.flower = (await _flower(trial, "/api/tasks")).json()
+            for row in day.deliveries[:20]:
+                day.pages += (await _flower(trial, f"/task/{row['id']}")).text
+            await _evening(trial, day)
+            day.secrets = {(folder / "state" / "secret").read_text().strip(), *ENVIRONMENT.values(), WRONG}
+        day.log = trial.log.read_text(errors="replace")
+        day.servers = "".join(file.read_text(errors="replace") for file in (folder / "state" / "log").iterdir())
 
     asyncio.run(live())
     return day
@@ -119,14 +159,38 @@ async def _settled(trial: Trial) -> bool:
     return len(rows) >= acked and all(row["state"] in SETTLED for row in rows)
 
 
-async def _flower(trial: Trial, tasks: list[str]) -> str:
-    """What Flower's pages show of these tasks."""
-    found = re.search(r"Flower.*?(http://\S+)", trial.log.read_text(errors="replace"))
-    assert found, "the log says where Flower is"
+async def _flower(trial: Trial, path: str, auth: tuple[str, str] | None = FLOWER) -> httpx.Response:
+    """What Flower answers."""
+    async with httpx.AsyncClient(trust_env=False, timeout=20, auth=auth) as client:
+        answer = await client.get(_address(trial, "Flower") + path)
+    assert answer.status_code == (200 if auth else 401)
+    return answer
+
+
+def _address(trial: Trial, name: str) -> str:
+    """Where a page is; the log says it."""
+    found = re.search(rf'{name}.*?(http://[^\s"]+)', trial.log.read_text(errors="replace"))
+    assert found, name
+    return found[1]
+
+
+async def _evening(trial: Trial, day: Day) -> None:
+    """What goes wrong on every installation: bodies that cannot be read, one that is too large, a wrong password."""
+    checkfront = next(venue for venue in day.venues if venue.provider == "checkfront")
     async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
-        pages = [await client.get(f"{found[1]}/task/{task}") for task in tasks]
-    assert {page.status_code for page in pages} == {200}
-    return "\n".join(page.text for page in pages)
+        assert (await client.post(checkfront.hook_url, content=f'{{"booking": "{STRANGER}"')).status_code == 200
+        with suppress(httpx.TransportError):  # refused while it is still being sent
+            await client.post(checkfront.hook_url, content=f"{STRANGER} " * 100_000)
+        login = _address(trial, "the console") + "/login"
+        token = re.search(r'name="token" value="([^"]+)"', (await client.get(login)).text)
+        assert token
+        refused = await client.post(login, data={"token": token[1], "password": WRONG}, headers={"origin": login[:-6]})
+        assert refused.status_code == 403
+
+    async def is_parked() -> bool:
+        return bool(await trial.command("deliveries", "list", "--json", "--state", "parked"))
+
+    await until(is_parked, "the one that cannot be read to be parked")
 
 
 # --- what came of it -------------------------------------------------------------------------------------------
@@ -190,19 +254,34 @@ def test_a_provider_that_is_down_waits_and_the_others_go_on(day: Day) -> None:
 
 
 def test_flower_shows_the_retry_with_its_reason_and_the_success_under_the_same_task(day: Day) -> None:
-    """A delivery is one task with its history."""
-    assert "RETRY" in day.retry
-    assert "provider-unavailable" in day.retry
-    assert "RETRY" not in day.flower
-    assert day.flower.count("SUCCESS") >= len(day.deliveries)
+    """A delivery is one task with its history; only who has the password sees it."""
+    assert (day.retry["state"], day.retry["args"]) == ("RETRY", f"['{day.while_down[0]['id']}']")
+    assert "provider-unavailable" in day.retry["exception"]
+    assert {row["id"] for row in day.deliveries} <= set(day.flower)
+    assert {day.flower[row["id"]]["state"] for row in day.deliveries} == {"SUCCESS"}
+    assert day.stranger == 401
 
 
 def test_no_secret_and_no_guest_in_flower_or_in_the_log(day: Day) -> None:
-    """Neither keys, URL tokens, names, addresses nor phone numbers."""
-    secrets = {secret for venue in day.venues for secret in venue.secrets().values()}
-    tokens = {venue.hook_url.rsplit("/", 1)[1] for venue in day.venues}
-    columns = ("customer_name", "customer_email", "customer_phone", "note")
-    guests = {str(row[column]) for row in day.ledger.truth.values() for column in columns if row.get(column)}
-    personal = secrets | tokens | {text for text in guests if len(text) > 5}
-    assert len(personal) > 20
-    assert [text for text in personal if text in day.log or text in day.flower + day.retry] == []
+    """Neither keys, URL tokens, passwords, names, addresses nor phone numbers, as they are and as JSON spells them."""
+    found = {text for text in day.personal if any(text in said for said in day.said)}
+    assert len(day.personal) > 50
+    assert not found
+
+
+def test_every_line_of_the_log_is_an_event_with_the_agreed_fields(day: Day) -> None:
+    """For a program: when, how bad, who and what. What is about one delivery says which, and of whom."""
+    lines = read(day.log)
+    assert len(lines) > len(day.deliveries)
+    assert all(line.keys() >= AGREED for line in lines)
+    assert {line["process"] for line in lines} >= {"up", "web", "worker"}
+    assert all("Z" in line["timestamp"] for line in lines)
+    about = [line for line in lines if "delivery" in line]
+    assert [line for line in about if not line.get("endpoint")] == []
+    endpoints = {row["id"]: row["endpoint"] for row in day.deliveries}
+    assert endpoints.items() <= {line["delivery"]: line["endpoint"] for line in about}.items()
+    ours, known = [line for line in lines if line["logger"] == "reservoir"], documented()
+    assert {line["state"] for line in ours if line["event"] == "processed"} >= {"applied", "duplicate", "parked"}
+    happened = {line["event"] for line in ours}
+    assert {"up", "processed", "retry", "circuit", "nudged", "refuse", "login-refused"} <= happened <= known.keys()
+    assert {f for line in ours for f in line.keys() - AGREED - ANYWHERE - known[line["event"]]} == set()

@@ -445,7 +445,7 @@ def test_the_command_ends_when_it_is_asked_to(venue: Path, database_url: str, re
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
         assert started.stderr is not None
         line = ""
-        while "action=start" not in line:
+        while '"event": "watching"' not in line:
             line = started.stderr.readline()
             assert line, "it has ended"
         started.send_signal(signal.SIGTERM)

@@ -359,6 +359,13 @@ def test_settings_show_no_secret(database_url: str) -> None:
     assert not any(secret in shown for secret in (SECRET, PASSWORD, "hidden", database_url))
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of this process is pytest's."""
+    monkeypatch.setattr("console.web.app.configure", lambda process: None)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_console_is_made_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """As uvicorn does it."""
     file = tmp_path / "reservoir.toml"
@@ -368,6 +375,7 @@ def test_the_console_is_made_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert asked(create(), client="203.0.113.9", headers={}).headers["location"] == "/login"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_bad_configuration_ends_the_process_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("RESERVOIR_CONFIG", str(tmp_path / "none.toml"))
     with pytest.raises(SystemExit, match=r"reservoir: .*none\.toml: no such file"):

@@ -25,6 +25,7 @@ from ingest.nudge import Nudge
 from ingest.spool import Off, OnDisk, Spool
 from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Row, Waiting
 from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now, packed
+from tests.lines import logged
 
 QUEUE = "queue-of-a-test"
 MIB = 1024 * 1024
@@ -217,10 +218,9 @@ def test_the_breaker_closes_when_redis_is_back(
 
     with_keeper(redis_url, nudge, work, patience=0.2, spool=OnDisk(tmp_path, MIB))
     assert b"afterwards" in bodies(redis)
-    lines = [record.getMessage() for record in caplog.records if "action=breaker" in record.getMessage()]
-    assert lines[0] == "action=breaker state=open reason=silent"
-    assert lines[1].startswith("action=breaker state=closed reason=silent seconds=")
-    assert len(lines) == 2
+    opened, closed = logged(caplog, "breaker")
+    assert opened == {"state": "open", "reason": "silent"}
+    assert closed == {"state": "closed", "reason": "silent", "seconds": closed["seconds"]}
 
 
 def test_a_redis_that_is_nearly_full_is_left_to_the_workers(
@@ -249,7 +249,7 @@ def test_a_redis_that_is_nearly_full_is_left_to_the_workers(
     finally:
         redis.config_set("maxmemory", 0)
     assert spooled(tmp_path) == [b"spooled"]
-    assert "state=open reason=memory" in caplog.text
+    assert logged(caplog, "breaker")[0] == {"state": "open", "reason": "memory"}
 
 
 # --- who is told that it was not kept ------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ingest.spool import OPEN_AGAIN, OnDisk
 from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Row, Waiting
 from schemas.delivery import new_id
 from schemas.endpoints import ConfigError, parse
+from tests.lines import logged
 
 PROJECT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
@@ -418,7 +419,7 @@ def test_a_disk_that_fails_and_recovers(tmp_path: Path, caplog: pytest.LogCaptur
         assert kept == [b"before", b"after"]
 
     with_spool(tmp_path, work)
-    assert "action=spool-failed" in caplog.text
+    assert logged(caplog, "spool-failed")
 
 
 @contextmanager

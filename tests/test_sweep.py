@@ -25,6 +25,7 @@ from world import NOON, VENUES, Step, World, request, tell
 
 from console.services import Embedded
 from schemas.delivery import EPOCH, INBOX, PROCESS, RawDelivery, State, new_id
+from tests.lines import logged
 from workers.app import HOUSEKEEPING, app, broker_url
 from workers.database import engine as make_engine
 from workers.errors import ProviderUnavailable
@@ -302,7 +303,8 @@ def test_nothing_is_nudged_while_postgresql_is_away_and_all_of_it_afterwards(
     yard.world.store = Store(make_engine("postgresql:///reservoir?host=/nowhere"))
     assert yard.sweep() == 0
     assert yard.queue("timekit") == []
-    assert [record.getMessage() for record in caplog.records] == ["action=sweep error=postgres-is-away"]
+    assert len(caplog.records) == 1
+    assert logged(caplog, "sweep-failed") == [{"error": "postgres-is-away"}]
     yard.world.store = there
     assert yard.sweep() == 1
     assert [task_id for _, task_id, *_ in nudges(yard.queue("timekit"))] == [str(raw.id)]
@@ -336,7 +338,7 @@ def test_a_sweep_survives_bad_weather_in_redis(own: Yard, weather: str, caplog: 
     there.config_set(name, bad)
     assert own.sweep() == 0
     assert len(caplog.records) == 1
-    assert "action=sweep error=" in caplog.text
+    assert len(logged(caplog, "sweep-failed")) == 1
     own.redis = there
     there.config_set(name, good)
     assert own.sweep() == 2
@@ -506,7 +508,7 @@ def test_a_field_of_the_inbox_that_is_no_id_stops_no_sweep(yard: Yard, caplog: p
     raw = yard.receive("timekit", ago=SETTLED)
     assert yard.sweep() == 1
     assert [task for _, task, _, _ in nudges(yard.queue("timekit"))] == [str(raw.id)]
-    assert "a-field-that-is-no-id" in caplog.text
+    assert logged(caplog, "not-an-id") == [{"where": "inbox"}]
 
 
 def test_a_mistake_in_a_providers_file_keeps_no_request_out_of_postgresql(yard: Yard) -> None:

@@ -261,7 +261,7 @@ def test_two_receivers_are_replaced_without_a_refusal(tmp_path: Path) -> None:
         assert {*senders.answers} == {200}, (tmp_path / "haproxy.log").read_text()
         assert {*before.values()} & {*up.pids().values()} == set()
         assert "ended with" not in up.log()
-        order = re.findall(r"reservoir: (\S+) is replaced", up.log())
+        order = re.findall(r'"text": "(\S+) is replaced"', up.log())
         assert order == ["web.1", "web.2", "worker.1", "worker.2", "beat"]
 
 

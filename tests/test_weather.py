@@ -34,6 +34,7 @@ from weather import WEATHERS, OwnRedis, hung, own_redis_in, refusing
 from ingest.segment import CORRUPT, Segment, found
 from ingest.waiting import Row
 from schemas.delivery import INBOX, RawDelivery, new_id, now
+from tests.lines import logged
 
 LARGEST = 1.0
 """Seconds for the slowest answer in any weather, half of the shortest deadline; 0.4 on a machine of its own."""
@@ -223,9 +224,9 @@ def test_a_corrupt_segment_is_drained_as_far_as_it_can_be_read(
     with receiving(own_redis.url, spool_dir=spool) as receiver:
         assert eventually(lambda: len(list(spool.glob(f"*{CORRUPT}"))) == 2)
         assert receiver.post(b"and on").status_code == 200
-    loud = [record.getMessage() for record in caplog.records if "CORRUPT" in record.getMessage()]
-    assert [torn.name in line for line in loud] == [True, False]
-    assert "rows=0 could be read" in loud[1]
+    of_torn, of_nothing = logged(caplog, "segment-corrupt")
+    assert of_torn["kept_as"] == torn.name + CORRUPT
+    assert of_nothing["rows"] == 0
     assert 950 < own_redis.client.hlen(INBOX) <= 1000
     assert set(nudged(own_redis.client)) == {str(raw.id) for raw in kept(own_redis.client)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any, Final
 
 from celery import Celery
@@ -11,6 +12,7 @@ from celery.app.amqp import AMQP
 from celery.signals import setup_logging
 from kombu import Connection, Exchange, Queue
 
+from schemas import logs
 from workers.registry import discover
 
 HOUSEKEEPING: Final = "housekeeping"
@@ -105,34 +107,14 @@ app.conf.update(
 
 
 @setup_logging.connect
-def log_to_stderr(loglevel: int | str | None = None, **_: Any) -> None:
-    """One line a record. HTTP clients log whole URLs, and some providers want their key in the URL."""
-    logging.basicConfig(
-        level=loglevel or logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def set_up_log(loglevel: int | str | None = None, **_: Any) -> None:
+    """As everywhere; Celery's own words about each task are left out, our lines say what became of a delivery."""
+    logs.configure("beat" if "beat" in sys.argv else "worker", loglevel or "INFO")
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # our own lines say what became of a delivery
-    for name in {name for name, _ in NOISE}:
-        logging.getLogger(name).addFilter(_without_noise)
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("py.warnings").addFilter(_is_news)
 
 
-NOISE: Final = {
-    ("celery.worker.request", "WorkerLostError"),
-    ("celery.worker.consumer.consumer", "Frequent restarts"),
-    ("kombu.transport.redis", "maybe_refresh_binding_expiry"),
-    ("py.warnings", "worker_cancel_long_running_tasks_on_connection_loss"),
-}
-"""Logger and words: a killed child, and what comes every second while Redis is full. The line says it all."""
-
-
-def _without_noise(record: logging.LogRecord) -> bool:
-    """Takes the traceback off such a line; a warning about a setting that we chose is no news at all."""
-    said = record.getMessage()
-    if any(record.name == name and words in said for name, words in NOISE):
-        record.exc_info = None
-        return record.name != "py.warnings"
-    return True
+def _is_news(record: logging.LogRecord) -> bool:
+    """Celery warns of a setting that we chose, each time that it connects anew."""
+    return not record.getMessage().startswith("CPendingDeprecationWarning at consumer.py:")

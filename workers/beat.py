@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
 
+from schemas.logs import log
 from workers.app import SWEEPS
-
-log = logging.getLogger("reservoir")
 
 
 class Beat(Scheduler):
@@ -24,4 +22,4 @@ class Beat(Scheduler):
             producer.channel.queue_purge(SWEEPS)
             self.apply_async(entry, producer=producer, advance=False)
         except Exception as error:  # noqa: BLE001  as Celery's own: a clock does not stop for one stroke
-            log.error("action=beat task=%s error=%s", entry.task, type(error.__cause__ or error).__name__)
+            log.error("beat-failed", task=entry.task, error=type(error.__cause__ or error).__name__)

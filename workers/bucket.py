@@ -11,7 +11,6 @@ is held. With Redis away calls go out uncounted. Knows no HTTP, no delivery, and
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,9 +21,8 @@ from typing import Final, TypeVar
 from redis import Redis
 from redis.exceptions import RedisError
 
+from schemas.logs import log
 from workers.provider import Limit, Rate
-
-log = logging.getLogger("reservoir")
 
 T = TypeVar("T")
 
@@ -169,7 +167,7 @@ class Buckets:
     def hold(self, limit: Limit, wait: timedelta) -> None:
         """The provider asks to be left alone for so long; at most a minute of it is kept."""
         wait = max(timedelta(), min(wait, LONGEST))
-        log.info("action=bucket account=%s held seconds=%g", limit.account, wait.total_seconds())
+        log.info("account-held", account=limit.account, seconds=wait.total_seconds())
         self._tried(lambda: self._hold([_key(limit)], [wait // timedelta(microseconds=1)]), None)
 
     def _asked(self, limit: Limit, patience: float, has_waited: bool) -> Turn:
@@ -189,7 +187,7 @@ class Buckets:
                 is_news = time.monotonic() >= self._away_until
                 self._away_until = time.monotonic() + self._memory
             if is_news:
-                log.warning("action=bucket error=%s: calls go out uncounted", type(error).__name__)
+                log.warning("calls-not-counted", error=type(error).__name__)
             return otherwise
 
 

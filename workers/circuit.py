@@ -12,7 +12,6 @@ Knows no HTTP, no delivery and no table.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +26,8 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from schemas.logs import log
 from workers.errors import ProviderUnavailable, Throttled
-
-log = logging.getLogger("reservoir")
 
 T = TypeVar("T")
 
@@ -210,7 +208,7 @@ class Circuits:
         self._redis.zadd(_CLOSED, {endpoint: time.time()})
         self._redis.pexpire(_CLOSED, KEPT)
         if self._told(endpoint):
-            log.info("action=circuit endpoint=%s closed", endpoint)
+            log.info("circuit", endpoint=endpoint, state="closed")
             return True
         return False
 
@@ -219,7 +217,7 @@ class Circuits:
             if self._on_close is not None:
                 self._on_close(endpoint)
         except Exception as error:  # noqa: BLE001  whatever it met, the call that succeeded has succeeded
-            log.warning("action=circuit endpoint=%s not-woken error=%s", endpoint, type(error).__name__)
+            log.warning("not-woken", endpoint=endpoint, error=type(error).__name__)
             return False
         return True
 
@@ -239,10 +237,8 @@ class Circuits:
                 pipe.delete(failures)
             if then.gate is not None:
                 pipe.set(gate, then.gate.word, px=then.gate.left)
-                log.warning(
-                    "action=circuit endpoint=%s open=%s seconds=%g failures=%d",
-                    *(endpoint, then.gate.word, then.gate.left.total_seconds(), then.failures),
-                )
+                seconds = then.gate.left.total_seconds()
+                log.warning("circuit", endpoint=endpoint, state=then.gate.word, seconds=seconds, failures=then.failures)
             else:
                 pipe.delete(gate)
 
@@ -265,7 +261,7 @@ class Circuits:
             return work()
         except (RedisError, OSError, ValueError) as error:
             self._away_until = time.monotonic() + self._memory
-            log.warning("action=circuit error=%s: every circuit counts as closed", type(error).__name__)
+            log.warning("circuits-not-known", error=type(error).__name__)
             return otherwise
 
 

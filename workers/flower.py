@@ -7,7 +7,6 @@ and reasons; nothing of a guest.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -22,8 +21,7 @@ from celery.utils.time import utcoffset
 from kombu import Connection
 
 from schemas.delivery import PROCESS
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 TOGETHER: Final = "task.multi"
 """The routing key of a list of events."""
@@ -67,7 +65,7 @@ def tell(app: Celery, outcomes: Sequence[Outcome], *, hostname: str, began: floa
             retry=False,
         )
     except Exception as error:  # noqa: BLE001  whatever the broker does, the deliveries are where they are
-        log.debug("action=tell-flower error=%s", type(error).__name__)
+        log.debug("flower-not-told", error=type(error).__name__)
         connection.release()  # the next one opens it again
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 from redis import Redis
 
 from schemas.delivery import INBOX, Malformed, RawDelivery
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 
 class Inbox:
@@ -41,7 +39,7 @@ class Inbox:
         for field, packed in self._redis.hscan_iter(INBOX, count=50):
             delivery_id = _id(field)
             if delivery_id is None:
-                log.error("action=sweep what=inbox error=a-field-that-is-no-id")  # whoever wrote it must take it away
+                log.error("not-an-id", where="inbox")  # whoever wrote it must take it away
             else:
                 yield delivery_id, packed
 

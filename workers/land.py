@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -14,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Config
+from schemas.logs import about, log
 from workers.database import trouble
 from workers.errors import DeliveryError, Park
 from workers.inbox import Inbox, unpacked
@@ -21,8 +21,6 @@ from workers.job import Job, Landing
 from workers.pipeline import guarded
 from workers.provider import Provider
 from workers.store import Store
-
-log = logging.getLogger("reservoir")
 
 NOBODY: Final = "unknown"
 """In place of a provider, where no endpoint of that name is configured."""
@@ -62,8 +60,13 @@ def take(
         found = trouble(error)
         if len(delivery_ids) == 1 or not isinstance(found, Park):
             raise
-        log.warning("action=land deliveries=%d error=%s one-by-one", len(delivery_ids), found)
-        return [job for one in delivery_ids for job in _alone(one, inbox, store, config, providers, now)]
+        log.warning("one-by-one", step="land", deliveries=len(delivery_ids), first=delivery_ids[0], error=str(found))
+        endpoints = {one.raw.id: one.raw.endpoint for one in landings}
+        jobs = []
+        for one in delivery_ids:
+            with about(delivery=one, endpoint=endpoints.get(one)):
+                jobs += _alone(one, inbox, store, config, providers, now)
+        return jobs
     with suppress(RedisError):  # it may stay there for a while: whoever finds it finds it landed
         inbox.forget(*packed)
     return jobs
@@ -83,7 +86,7 @@ def _alone(
         found = trouble(error)
         if not isinstance(found, Park):
             raise
-        log.error("action=land delivery=%s error=%s", delivery_id, found)
+        log.error("not-landed", error=str(found))
         return []
 
 

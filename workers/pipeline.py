@@ -7,7 +7,6 @@ as arguments; knows no SQL, no HTTP client, no Celery, and no provider's words.
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from uuid import UUID
 from schemas.booking import COLUMNS
 from schemas.delivery import OPEN, State
 from schemas.endpoints import Config, Endpoint
+from schemas.logs import about, log
 from workers.errors import (
     AwaitingBooking,
     DeliveryError,
@@ -36,8 +36,6 @@ from workers.job import ComesBack, Done, Entry, Fate, Findings, Job, Saved, Verd
 from workers.provider import Answer, Call, Element, Event, Failed, Ignored, Incoming, Provider, Recall
 from workers.reading import clean, storable
 from workers.retry import RetryAt, decide
-
-log = logging.getLogger("reservoir")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -96,7 +94,7 @@ def process(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate]:
         return batch.fates
     except Exception as error:  # noqa: BLE001  whatever stops us, each delivery says what became of it
         found = parts.meaning(error)
-    log.warning("action=process deliveries=%d reason=%s error=%s", len(jobs), found.reason, found)
+    log.warning("batch-stopped", reason=found.reason, error=str(found), **_named(jobs))
     left = [job for job in jobs if job.raw.id not in batch.fates]
     try:
         if parts.store.reachable():
@@ -279,7 +277,8 @@ class _Batch:
             if passage.may_ask and not (self.free and self.parts.clock() <= self.until):
                 return None
             try:
-                return _entry(passage, passage.found(self.until, nears.get(passage.job.raw.id)))
+                with about(**_named([passage.job])):
+                    return _entry(passage, passage.found(self.until, nears.get(passage.job.raw.id)))
             except Exception as error:  # noqa: BLE001  one that stumbles keeps nobody else from going on
                 return _aside(passage.job, self.parts, self.parts.meaning(error))
 
@@ -319,7 +318,7 @@ class _Batch:
                 raise
             found = self.parts.meaning(error)
         if len(entries) > 1:
-            log.warning("action=save deliveries=%d error=%s one-by-one", len(entries), found)
+            log.warning("one-by-one", step="save", error=str(found), **_named([entry.job for entry in entries]))
             return [saved for entry in entries for saved in self._saved([entry])]
         return self.parts.store.save([_aside(entries[0].job, self.parts, found)], self.parts.clock())
 
@@ -334,7 +333,8 @@ class _Batch:
             if passage.farewell is None or not self.free or self.parts.clock() > until:
                 return False
             try:
-                passage.ask(passage.farewell)
+                with about(**_named([passage.job])):
+                    passage.ask(passage.farewell)
             except Exception as error:  # noqa: BLE001  as above
                 return self.parts.meaning(error)
             return True
@@ -354,10 +354,17 @@ class _Batch:
         decision = decide(error, job.acknowledge_attempt, self.parts.clock(), self.parts.chance)
         at = decision.at if isinstance(decision, RetryAt) else None
         if at is None:
-            log.warning("action=acknowledge delivery=%s reason=%s given-up: %s", job.raw.id, error.reason, error)
+            log.warning("not-acknowledged", reason=error.reason, error=str(error), **_named([job]))
         elif isinstance(self.fates[job.raw.id], Done):
             self.fates[job.raw.id] = ComesBack(at=at, error=error)
         return at
+
+
+def _named(jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a line of the log says of whom it is about: the one delivery, or how many and the first."""
+    if len(jobs) == 1:
+        return {"delivery": jobs[0].raw.id, "endpoint": jobs[0].raw.endpoint}
+    return {"deliveries": len(jobs), "first": jobs[0].raw.id}
 
 
 def _waves(passages: Sequence[_Passage]) -> list[list[_Passage]]:

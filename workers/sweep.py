@@ -12,12 +12,11 @@ A nudge too many is harmless, so this errs on that side; but what waits in a que
 
 Nothing is nudged while PostgreSQL is away: no worker could do anything with it. Redis full, loading, read-only or gone:
 one line in the log, and the next sweep tries again. Two sweeps at once do no harm. The state between two sweeps is a
-place in the inbox, kept in Redis, and `deliveries.nudged_at`.
+place in the inbox, kept in Redis, and `deliveries.nudged_at`; when the last one ran is kept for whoever asks.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +32,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.delivery import EPOCH, INBOX, PROCESS
 from schemas.endpoints import Config
+from schemas.logs import log
 from workers.app import HOUSEKEEPING, app
 from workers.database import reachable
 from workers.inbox import Inbox
 from workers.overdue import overdue
 from workers.store import Store
-
-log = logging.getLogger("reservoir")
 
 SETTLED: Final = timedelta(seconds=10)
 """A request this old whose queue is empty was not nudged, or its nudge was lost."""
@@ -56,7 +54,9 @@ SHARE: Final = 8
 """A sweep walks that many entries of the inbox or this part of it, whichever is more."""
 
 PLACE: Final = "reservoir:sweep"
-"""Where the last walk through the inbox ended: a cursor of HSCAN. Also the first write of a sweep."""
+"""Where the last walk through the inbox ended: a cursor of HSCAN. Also a sweep's first write before it nudges."""
+SWEPT: Final = "reservoir:swept"
+"""When a sweep last ran (Unix time), also one that found PostgreSQL away: beat sends, and a worker takes."""
 
 Nudge = tuple[Sequence[UUID], str, int]
 """Ids, queue, retries: one message."""
@@ -65,12 +65,13 @@ Nudge = tuple[Sequence[UUID], str, int]
 def sweep(inbox: Inbox, store: Store, config: Config, redis: Redis, now: datetime) -> int:
     """Nudges what was left behind; how many deliveries."""
     try:
+        redis.set(SWEPT, now.timestamp())
         if not reachable(store.engine):
-            log.warning("action=sweep error=postgres-is-away")
+            log.warning("sweep-failed", error="postgres-is-away")
             return 0
         return _sweep(store, config, redis, now)
     except (RedisError, KombuError, SQLAlchemyError, OSError) as error:
-        log.warning("action=sweep error=%s", type(error).__name__)
+        log.warning("sweep-failed", error=type(error).__name__)
         return 0
 
 
@@ -163,7 +164,7 @@ def _lost(redis: Redis, config: Config, yard: _Yard, now: datetime) -> list[Nudg
         identity = _id(field)
         queue = queue_of(config, endpoint)
         if identity is None:
-            log.error("action=sweep what=inbox error=a-field-that-is-no-id")  # whoever wrote it must take it away
+            log.error("not-an-id", where="inbox")  # whoever wrote it must take it away
         elif queue in yard.idle:
             found[queue].append(identity)
     return _grouped({queue: sorted(set(ids)) for queue, ids in found.items()})
@@ -237,4 +238,4 @@ def _tell(what: str, nudges: Iterable[Nudge]) -> None:
     for ids, queue, _ in nudges:
         counted[queue] += len(ids)
     if counted:
-        log.info("action=sweep what=%s %s", what, " ".join(f"{queue}={n}" for queue, n in sorted(counted.items())))
+        log.info("nudged", what=what, queues=dict(sorted(counted.items())))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, wraps
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from celery import Task
@@ -25,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schemas.delivery import PROCESS, now
 from schemas.endpoints import ConfigError, Endpoint
+from schemas.logs import about, log
 from workers import calls, circuit, observed, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
 from workers.bucket import Buckets
@@ -42,7 +42,8 @@ from workers.slots import Slots
 from workers.store import Store
 from workers.tokens import Tokens
 
-log = logging.getLogger("reservoir")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SOON: Final = timedelta(seconds=10)
 """When the sweeper looks for what could not be taken."""
@@ -146,7 +147,23 @@ def _kept_tokens(read: settings.Settings) -> set[str]:
         database.dispose()
 
 
+def discreet(work: Callable[P, R]) -> Callable[P, R]:
+    """Celery tells Flower an exception's text, which may quote what it stumbled over; ours names places only."""
+
+    @wraps(work)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return work(*args, **kwargs)
+        except Retry:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is
+            raise meaning(error) from None
+
+    return told
+
+
 @app.task(name=PROCESS, bind=True)
+@discreet
 def process(self: Task[..., str | None], *delivery_ids: str) -> str | None:
     """Takes deliveries of one queue as far as they go; the state that the first of them reached.
 
@@ -192,7 +209,7 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop) -> tuple[list[Job], dict[UUI
         jobs = take(ids, shop.inbox, shop.store, parts.config, parts.providers, now())
     except (SQLAlchemyError, RedisError) as error:
         found = meaning(error)
-        log.warning("action=take deliveries=%d reason=%s error=%s", len(ids), found.reason, found)
+        log.warning("not-taken", deliveries=len(ids), first=ids[0], reason=found.reason, error=str(found))
         return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))
     observed.landed(jobs, began)
     return jobs, pipeline.process(jobs, parts)
@@ -214,11 +231,11 @@ def meaning(error: Exception) -> DeliveryError:
 
 
 def _log(job: Job, fate: Fate) -> None:
-    where = f"delivery={job.raw.id} endpoint={job.raw.endpoint} provider={job.provider}"
-    if isinstance(fate, ComesBack):
-        log.info("action=retry %s reason=%s at=%s", where, fate.error.reason, fate.at.isoformat())
-    else:
-        log.info("action=process %s state=%s reason=%s", where, fate.state, fate.reason)
+    with about(delivery=job.raw.id, endpoint=job.raw.endpoint, provider=job.provider):
+        if isinstance(fate, ComesBack):
+            log.info("retry", reason=fate.error.reason, next=fate.at)
+        else:
+            log.info("processed", state=fate.state, reason=fate.reason)
 
 
 def _outcome(delivery_id: UUID, attempt: int, fate: Fate) -> Outcome:
@@ -238,6 +255,7 @@ def _told(error: DeliveryError) -> DeliveryError:
 
 
 @app.task(name=SWEEP)
+@discreet
 def sweep_up() -> int:
     """Nudges what was left behind; how many."""
     shop = workshop()

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 import os
 import signal
 import threading
@@ -46,9 +45,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from schemas.logs import log
 from workers.app import REDIS_URL, app
-
-log = logging.getLogger("reservoir")
 
 HEARTBEAT: Final = "reservoir.heartbeat"
 EVERY: Final = float(os.environ.get("RESERVOIR_HEARTBEAT", "10"))
@@ -164,7 +162,7 @@ class Watch(threading.Thread):
 
     def _give_up(self, why: str) -> NoReturn:
         """Hard: what would have to end in good order is what does not work any more."""
-        log.critical("action=watch worker=%s error=%s unheard=%d; it ends by force", self._node, why, ears.unheard)
+        log.critical("worker-ends-by-force", worker=self._node, reason=why, unheard=ears.unheard)
         for child in self._pool.info.get("processes", ()):  # on Linux they would go with us anyway
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

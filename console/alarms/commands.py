@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from console import context, show
 from console.context import CommandError
+from schemas import logs
 from schemas.delivery import now
 from schemas.endpoints import DEFAULT_FILE
 
@@ -40,8 +40,7 @@ def watch(config: ConfigFile = CONFIG_FILE, state_dir: StateDir = STATE) -> None
     """Look every 15 seconds, and tell people once for each incident; a line of the Procfile."""
     from console.alarms.watch import watch as run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.CRITICAL)  # it would log the webhook's whole URL
+    logs.configure("alarms")
     run(context.read_config(config), state_dir)
 
 

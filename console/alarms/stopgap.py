@@ -8,7 +8,6 @@ away too, each process that watches tells for itself.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -26,8 +25,7 @@ from console.alarms.incidents import Incident, News, seen
 from console.alarms.ledger import adopt, backoff
 from console.alarms.notice import Notice, about
 from console.alarms.settings import Target
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
 
 KEY: Final = "reservoir:alarms:postgres"
 KEPT: Final = 7 * 24 * 3600
@@ -71,7 +69,7 @@ class Stopgap:
         try:
             send(self.targets[channel], notice)
         except NotSent as error:
-            log.error("action=notify channel=%s attempts=%d error=%s", channel, tries, error)
+            log.error("notify-failed", channel=channel, tries=tries, error=str(error))
             self._unsent[channel] = notice, tries, now + backoff(tries)
         else:
             del self._unsent[channel]

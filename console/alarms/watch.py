@@ -6,7 +6,6 @@ looks. Survives Redis and PostgreSQL being away; that is an alarm too.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -28,10 +27,9 @@ from console.alarms.settings import Target, targets
 from console.alarms.stopgap import Stopgap
 from schemas.delivery import now
 from schemas.endpoints import Config
+from schemas.logs import about, log
 from workers.database import engine
 from workers.settings import needed
-
-log = logging.getLogger("reservoir")
 
 EVERY: Final = 15.0
 """Seconds between two looks."""
@@ -52,7 +50,7 @@ class Sender(threading.Thread):
                 while not self._over.is_set() and self._send_next():
                     pass
             except SQLAlchemyError as error:  # the lease ends, and it is tried again
-                log.warning("action=notify channel=%s error=%s", self._channel, type(error).__name__)
+                log.warning("notify-failed", channel=self._channel, error=type(error).__name__)
 
     def _send_next(self) -> bool:
         """Whether there was one. Raises SQLAlchemyError."""
@@ -63,13 +61,11 @@ class Sender(threading.Thread):
             said = send(self._target, claimed.notice)
         except NotSent as error:
             again = not_sent(self._database, claimed, str(error), now())
-            log.error(
-                "action=notify channel=%s notice=%s attempts=%d error=%s again=%s",
-                *(self._channel, claimed.notice.id, claimed.attempts, error, again or "never"),
-            )
+            with about(channel=self._channel, notice=claimed.notice.id):
+                log.error("notify-failed", tries=claimed.attempts, error=str(error), next=again)
         else:
             sent(self._database, claimed, now())
-            log.info("action=notify channel=%s notice=%s said=%s", self._channel, claimed.notice.id, said)
+            log.info("notified", channel=self._channel, notice=claimed.notice.id, said=said)
         return True
 
 
@@ -87,17 +83,17 @@ class Watch:
         judgement = judge(world)
         for finding in judgement.findings:
             if finding.kind == POSTGRES:
-                log.error("action=look what=postgres error=%s", finding.detail)
+                log.error("look-failed", what="postgres", error=finding.detail)
                 self.stopgap.away(finding, world.now)
                 return
         try:
             self.stopgap.back(self.eyes.engine, world.now)
             news = note(self.eyes.engine, judgement, self.channels, world.now)
         except SQLAlchemyError as error:
-            log.error("action=note error=%s; the next look tries again", type(error).__name__)
+            log.error("look-failed", what="note", error=type(error).__name__)
             return
         for incident, what in news:
-            log.warning("action=alarm kind=%s subject=%s news=%s", incident.kind, incident.subject or "-", what)
+            log.warning("alarm", kind=incident.kind, subject=incident.subject, news=what)
 
 
 def watch(config: Config, state_dir: Path, environment: Mapping[str, str] = os.environ, every: float = EVERY) -> None:
@@ -119,7 +115,7 @@ def run(
     told = targets(config, environment)
     redis_url, database_url = (needed(environment, name) for name in ("REDIS_URL", "DATABASE_URL"))
     if not told:
-        log.warning("action=start error=no-channel; incidents are noted, and nobody is told: see [alarms] in docs")
+        log.warning("no-channel", mend="nobody is told of an incident; name a channel in [alarms]: docs/alarms.md")
     with ExitStack() as resources:
         database = engine(database_url, pool_size=2 + len(told), patience="60s")
         resources.callback(database.dispose)
@@ -129,7 +125,7 @@ def run(
         senders = [Sender(channel, target, database, over) for channel, target in told.items()]
         for sender in senders:
             sender.start()
-        log.info("action=start channels=%s endpoints=%d", ",".join(told) or "-", len(config.endpoints))
+        log.info("watching", channels=list(told), endpoints=len(config.endpoints))
         while not over.is_set():
             watching.look()
             over.wait(every)
