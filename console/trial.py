@@ -93,7 +93,8 @@ class Trial:
             tables.append(f"[endpoints.{venue.endpoint}]\n{toml(settings)}")
             secrets.update({endpoint.variable(what): value for what, value in venue.secrets().items()})
         (self.folder / "reservoir.toml").write_text("\n".join(tables), encoding="utf-8")
-        self._environment = {**_without_ours(os.environ), **secrets, **self._more}
+        # A receiver is one process, so that it is the one that a fault is meant for.
+        self._environment = {**_without_ours(os.environ), "WEB_CONCURRENCY": "1", **secrets, **self._more}
 
     async def _start(self, stack: AsyncExitStack) -> None:
         log: IO[bytes] = stack.enter_context(self.log.open("ab"))

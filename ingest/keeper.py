@@ -1,8 +1,9 @@
 """Makes a request durable: in Redis by group commit, in the spool where Redis does not take it in time.
 
 While one MULTI is under way, arrivals gather; when it returns, the next goes out with what is waiting. No timer: when
-it is quiet a group is one request. When Redis fails, or is silent for longer than the patience, everything that waits
-for it goes to the spool at once, and what comes after goes there directly until Redis is well again. Knows no HTTP.
+it is quiet a group is one request, and when the event loop is busy a group takes along whom its next turns bring. When
+Redis fails, or is silent for longer than the patience, everything that waits for it goes to the spool at once, and what
+comes after goes there directly until Redis is well again. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -112,8 +113,16 @@ class Keeper:
     async def _flush(self) -> None:
         while True:
             await self._arrived.wait()
+            await self._all_in()
             if group := self._next_group():
                 await self._commit(group)
+
+    async def _all_in(self) -> None:
+        """Until a turn of the event loop brings nobody more: whoever is being read right now shares the group."""
+        before = 0
+        while before < len(self._gathering) < GROUP:
+            before = len(self._gathering)
+            await asyncio.sleep(0)
 
     def _next_group(self) -> list[Waiting]:
         group: list[Waiting] = []

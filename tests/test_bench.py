@@ -331,7 +331,7 @@ def test_the_client_notices_what_is_no_200(third: list[bytes], end: str) -> None
 
 
 def test_the_client_does_not_wait_for_ever() -> None:
-    told = asked(lambda number: [b" "] if number == 5 else [OK], connections=2, warmup=0.0, seconds=0.1, patience=0.2)
+    told = asked(lambda number: [b" "] if number == 1 else [OK], connections=2, warmup=0.0, seconds=0.5, patience=0.2)
     assert dict(told.others) == {client.SILENT: 1}
     assert told.acked == Server.taken - 1
 

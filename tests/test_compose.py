@@ -84,7 +84,7 @@ def test_the_receiver_knows_no_database_and_no_provider(services: Mapping[str, A
 
 
 def test_only_the_balancer_is_open_to_the_world(services: Mapping[str, Any]) -> None:
-    """Flower and the metrics have no password, the console is for few: on the loopback interface only."""
+    """The metrics have no password, the console and Flower are for few: on the loopback interface only."""
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"balancer", "console", "metrics", "flower"}
     assert all(port.startswith("127.0.0.1:") for name in ("console", "metrics", "flower") for port in published[name])
@@ -180,17 +180,18 @@ def test_the_procfile_names_the_processes() -> None:
     [
         ("web", {"REDIS_URL", "RESERVOIR_SECRET"}),
         ("beat", {"REDIS_URL"}),
-        ("flower", {"REDIS_URL"}),
+        ("flower", {"REDIS_URL", "FLOWER_BASIC_AUTH"}),
         ("metrics", {"REDIS_URL", "DATABASE_URL"}),
         ("console", {"REDIS_URL", "RESERVOIR_SECRET", "DATABASE_URL"}),
         ("alarms", {"REDIS_URL", "DATABASE_URL"}),
-        ("worker", {"REDIS_URL", "RESERVOIR_SECRET", *SECRETS}),
+        ("worker", {"REDIS_URL", "RESERVOIR_SECRET", "FLOWER_BASIC_AUTH", *SECRETS}),
     ],
 )
 def test_up_gives_a_process_the_secrets_that_it_needs(process: str, known: set[str]) -> None:
     """The same fences as between the containers, on a laptop."""
     addresses = {"REDIS_URL": "unix:///redis", "RESERVOIR_SECRET": "x" * 32, "PORT": "8000"}
-    environment = environment_of(process, addresses, {**SECRETS, "HOME": "/home/x", "RESERVOIR_CONCURRENCY": "2"})
+    given = {**SECRETS, "FLOWER_BASIC_AUTH": "one:x", "HOME": "/home/x", "RESERVOIR_CONCURRENCY": "2"}
+    environment = environment_of(process, addresses, given)
     assert set(environment) - {"HOME", "PATH", "PORT", "RESERVOIR_CONCURRENCY", "PYTHONUNBUFFERED"} == known
 
 

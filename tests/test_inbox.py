@@ -119,6 +119,23 @@ def test_arrivals_share_a_group(redis: redis_py.Redis, redis_url: str, nudge: Nu
         assert all(message == sorted(message) for message in messages)
 
 
+def test_who_is_being_read_shares_the_group(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
+    """A busy event loop brings a few in each of its turns: a group for each turn would cost more than they do."""
+    redis.config_resetstat()
+
+    async def arrive(keeper: Keeper, turn: int) -> None:
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        await keeper.keep(request(b"%d" % turn))
+
+    async def work(keeper: Keeper) -> None:
+        await asyncio.gather(*(arrive(keeper, turn) for turn in range(GROUP // 2)))
+
+    with_keeper(redis_url, nudge, work)
+    assert groups(redis) == 1
+    assert redis.hlen(INBOX) == GROUP // 2
+
+
 def test_a_group_of_large_requests_is_smaller(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
     """Sixty-four mebibytes at once would take Redis longer than it has."""
     redis.config_resetstat()

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import psutil
 import pytest
 import redis as redis_py
 from serving import PATIENCE, connected, eventually, free_port, serving, silent_server, spoken
+from uvicorn.config import STARTUP_FAILURE
 from weather import OwnRedis, own_redis_in
 
 from console.services import Embedded
@@ -33,6 +34,7 @@ from ingest.settings import Settings
 from schemas.delivery import INBOX, RawDelivery, now
 from schemas.endpoints import parse, path
 from schemas.meters import DIRECTORY
+from tests.lines import logged
 
 SECRET = "the secret of this installation"
 CONFIG = parse(
@@ -460,10 +462,10 @@ def test_a_redis_that_is_not_durable_is_named(own_redis: OwnRedis, caplog: pytes
     own_redis.client.config_set("maxmemory-policy", "allkeys-lru")
     with receiving(own_redis.url):
         pass
-    loud = [record.getMessage() for record in caplog.records if "NOT DURABLE" in record.getMessage()]
-    assert len(loud) == 2
-    assert "appendfsync is 'everysec'" in loud[0]
-    assert "maxmemory-policy is 'allkeys-lru'" in loud[1]
+    assert logged(caplog, "redis-not-durable") == [
+        {"setting": "appendfsync", "value": "everysec"},
+        {"setting": "maxmemory-policy", "value": "allkeys-lru"},
+    ]
 
 
 def test_a_durable_redis_raises_no_alarm(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -502,9 +504,10 @@ def test_no_answer_waits_for_the_disk_of_the_counts(
     assert redis.hlen(INBOX) == 21
 
 
-def command_line(port: int) -> list[str]:
+def command_line(port: int, processes: int = 1) -> list[str]:
     """The Procfile's own line."""
     (line,) = re.findall(r"(?m)^web: (.*)$", (PROJECT / "Procfile").read_text(encoding="utf-8"))
+    line = re.sub(r"\$\{WEB_CONCURRENCY:-.*?\}", str(processes), line)
     words = line.replace("${HOST:-127.0.0.1}", "127.0.0.1").replace("${PORT:-8000}", str(port)).split()
     assert words[0] == "uvicorn"
     return [sys.executable, "-m", *words]
@@ -551,6 +554,48 @@ def test_the_process_of_the_procfile(redis: redis_py.Redis, redis_url: str, tmp_
     said = (tmp_path / "log").read_text()
     assert hook.rpartition("/")[2] not in said
     assert "customer-data" not in said
+
+
+def test_several_processes_of_one_receiver(redis: redis_py.Redis, redis_url: str, tmp_path: Path) -> None:
+    """The Procfile's default on more cores: all take deliveries on one port, and one that is killed is replaced."""
+    port = free_port()
+    hook = f"http://127.0.0.1:{port}" + path(SECRET, CONFIG.endpoints["studio"])
+    given = environment(tmp_path, REDIS_URL=redis_url)
+    words = command_line(port, processes=2)
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(words, cwd=PROJECT, env=given, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            assert eventually(lambda: _posted(hook, 1) == 1)
+            victim, other = _processes(process)
+            acked = _posted(hook, 40)
+            psutil.Process(victim).kill()
+            assert eventually(lambda: len(now := _processes(process)) == 2 and victim not in now)
+            assert other in _processes(process)
+            acked += _posted(hook, 40)
+            assert acked >= 75  # a few may have been with the one that was killed
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert redis.hlen(INBOX) > acked
+
+
+def _processes(supervisor: subprocess.Popen[bytes]) -> set[int]:
+    """Process ids of the receiver's processes."""
+    alive = [child for child in psutil.Process(supervisor.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    return {child.pid for child in alive if "spawn_main" in " ".join(child.cmdline())}
+
+
+def _posted(hook: str, count: int) -> int:
+    """How many of so many deliveries, each on a connection of its own, were acknowledged."""
+    acked = 0
+    for number in range(count):
+        with suppress(httpx.TransportError):
+            acked += httpx.post(hook, content=b"%d" % number, trust_env=False, timeout=PATIENCE).status_code == 200
+    return acked
 
 
 def _answers(client: httpx.Client, url: str) -> bool:
@@ -602,7 +647,7 @@ def test_bad_configuration_ends_the_process_with_one_line(variables: dict[str, s
         timeout=PATIENCE,
         check=False,
     )
-    assert ended.returncode == 1
+    assert ended.returncode == STARTUP_FAILURE
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith(said.format(broken=broken))
