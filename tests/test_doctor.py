@@ -33,9 +33,10 @@ from console.services import Embedded
 from ingest.segment import Segment
 from ingest.waiting import Row
 from schemas.delivery import INBOX, new_id, now
-from schemas.endpoints import Endpoint
+from schemas.endpoints import SECRET, Endpoint
 from workers import sweep
 from workers.database import engine as make_engine
+from workers.inbox import Inbox
 from workers.migrate import upgrade
 from workers.registry import discover
 from workers.tables import deliveries
@@ -312,13 +313,22 @@ def test_no_worker_a_deaf_one_and_one_that_hears(redis: redis_py.Redis) -> None:
     says(work.workers(redis, now() + timedelta(seconds=90)), WARN, "worker@here hears nothing")
 
 
-def test_no_sweep_one_just_now_and_an_old_one(redis: redis_py.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert work.SWEPT == sweep.PLACE
-    says(work.beat(redis), FAIL, "no sweep yet", "beat")
-    redis.set(sweep.PLACE, b"1234567")
-    says(work.beat(redis), OK, "the last sweep was 0 s ago")
-    monkeypatch.setattr(work, "UNSWEPT", timedelta(seconds=-1))
-    says(work.beat(redis), FAIL, "the last sweep was", "one `beat` runs")
+def test_no_sweep_one_just_now_and_an_old_one(engine: Engine, redis: redis_py.Redis) -> None:
+    """A real sweep says when it ran, also to a clock that is behind the worker's."""
+    world = World(engine, [VENUES["timekit"]])
+    says(work.beat(redis, NOON), FAIL, "no sweep yet", "beat")
+    sweep.sweep(Inbox(redis), world.store, world.config, redis, NOON)
+    says(work.beat(redis, NOON + timedelta(seconds=3)), OK, "swept 3 s ago")
+    says(work.beat(redis, NOON - timedelta(seconds=3)), OK, "swept 0 s ago")
+    says(work.beat(redis, NOON + timedelta(minutes=5)), FAIL, "swept 5 min ago", "one `beat` runs")
+
+
+def test_a_sweep_is_told_while_postgresql_is_away(redis: redis_py.Redis) -> None:
+    """Then nothing is nudged, and beat is not what is wrong."""
+    nowhere = make_engine(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing")
+    world = World(nowhere, [VENUES["timekit"]])
+    assert sweep.sweep(Inbox(redis), world.store, world.config, redis, NOON) == 0
+    says(work.beat(redis, NOON), OK, "swept 0 s ago")
 
 
 def test_what_waits_in_the_inbox(redis: redis_py.Redis) -> None:
@@ -417,31 +427,40 @@ def test_a_token_that_another_secret_sealed(room: Room, engine: Engine) -> None:
 # --- who answers -------------------------------------------------------------------------------------------------
 
 
-def answering(body: str, status: int = 200) -> Starlette:
-    async def ready(_: Request) -> Response:
-        return PlainTextResponse(body, status)
+HOOK = ("studio", "/hooks/studio/0123")
 
-    return Starlette(routes=[Route("/readyz", ready)])
+
+def answering(status: int) -> Starlette:
+    async def answer(_: Request) -> Response:
+        return PlainTextResponse("", status)
+
+    return Starlette(routes=[Route("/{rest:path}", answer)])
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "verdict", "words"),
+    ("status", "verdict", "words"),
     [
-        ("ready", 200, WARN, ("https",)),  # a test's own server speaks http
-        ("ready: spooling", 200, WARN, ("ready: spooling",)),
-        ("not ready", 503, FAIL, ("answered 503",)),
+        (200, WARN, ("answers for studio", "https")),  # a test's own server speaks http
+        (404, FAIL, ("does not know the URL of studio", "this secret")),
+        (503, FAIL, ("answered 503",)),
     ],
 )
-def test_the_public_url(body: str, status: int, verdict: Verdict, words: tuple[str, ...]) -> None:
-    with serving(answering(body, status)) as url:
-        says(access.public_url(url), verdict, *words)
+def test_the_public_url(status: int, verdict: Verdict, words: tuple[str, ...]) -> None:
+    """The endpoint's token is told to nobody."""
+    with serving(answering(status)) as url:
+        finding = access.public_url(url, HOOK)
+    says(finding, verdict, *words)
+    assert "0123" not in str(finding)
 
 
 def test_a_public_url_where_nobody_is() -> None:
-    says(access.public_url(f"http://127.0.0.1:{free_port()}"), FAIL, "does not answer", "DNS")
-    says(access.public_url(None), WARN, "RESERVOIR_PUBLIC_URL")
+    finding = access.public_url(f"http://127.0.0.1:{free_port()}", HOOK)
+    says(finding, FAIL, "does not answer", "DNS")
+    assert "0123" not in str(finding)
+    says(access.public_url(None, HOOK), WARN, "RESERVOIR_PUBLIC_URL")
+    says(access.public_url("https://hooks.example.org", None), WARN, "not asked")
     with listening(lambda connection: connection.close()) as port:
-        says(access.public_url(f"http://127.0.0.1:{port}"), FAIL, "does not answer")
+        says(access.public_url(f"http://127.0.0.1:{port}", HOOK), FAIL, "does not answer")
 
 
 PATHS = {
@@ -534,6 +553,11 @@ def test_a_running_installation_is_well(up: Up) -> None:
     lines = up.command("doctor").stdout.splitlines()
     assert len(lines) == len(findings)
     assert all(re.match(r"(ok|warn|fail) +[^:]+: ", line) for line in lines)
+    wish = Wish(config_file=up.folder / "reservoir.toml", state_dir=up.folder / ".reservoir", online=True)
+    for url, secret, words in ((up.url, {}, "answers for studio"), (up.url, {SECRET: "x" * 32}, "does not know")):
+        findings = list(examined(wish, {"RESERVOIR_PUBLIC_URL": url, **secret}))
+        assert words in next(each.text for each in findings if each.name == "public URL")
+    assert up.command("deliveries", "list", "--json").stdout == "[]\n"
 
 
 def test_nothing_runs(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from workers.tokens import Token, Tokens
 
 SOON: Final = timedelta(days=3)
 """So long before its end a token that nothing renews is worth a word."""
-READY: Final = "/readyz"
 PATIENCE: Final = 10.0
 
 QUESTIONS: Final[Mapping[str, Call]] = {
@@ -57,7 +56,8 @@ def credentials(endpoint: Endpoint, provider: Provider, token: Token | None, now
         return _of_token(name, endpoint, token, now)
     held = [secrets for secrets in provider.secrets if endpoint.has(*secrets)]
     if held:
-        return ok(name, f"{' and '.join(endpoint.variable(what) for secrets in held for what in secrets)} are there")
+        names = [endpoint.variable(what) for secrets in held for what in secrets]
+        return ok(name, f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} there")
     if not provider.secrets:
         return ok(name, "none are needed")
     ways = " or ".join(" and ".join(map(endpoint.variable, secrets)) for secrets in provider.secrets)
@@ -91,27 +91,32 @@ def token_of(endpoint: Endpoint, database: Engine, secret: str) -> tuple[Token |
 # --- who answers -------------------------------------------------------------------------------------------------
 
 
-def public_url(url: str | None) -> Finding:
-    """Whether a receiver answers at the address that the providers have."""
+def public_url(url: str | None, hook: tuple[str, str] | None) -> Finding:
+    """Whether a receiver answers at the address that the providers have; `hook`: an endpoint's name and its path.
+
+    A bare GET to a hook is answered like a browser's: nothing is kept of it, and a wrong secret is a 404.
+    """
     name = "public URL"
     if not url:
         return warn(name, "RESERVOIR_PUBLIC_URL is not set", "set it to the address that the providers call")
-    mend = "look at DNS, the certificate, the load balancer and the receiver behind it"
+    if hook is None:
+        return warn(name, "not asked: without configuration and secret no URL is known", "see the lines above")
+    endpoint, path = hook
     try:
         with httpx.Client(timeout=PATIENCE) as http:
-            answer = http.get(url.rstrip("/") + READY)
+            status = http.get(url.rstrip("/") + path).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return fail(name, f"{url}{READY} does not answer ({type(error).__name__})", mend)
-    if answer.status_code != 200:
-        return fail(name, f"{url}{READY} answered {answer.status_code}", mend)
-    said = answer.text.strip()
-    if said != "ready":
-        return warn(name, f"{url} answers: {said[:60]}", "webhooks are kept, but not in Redis: look at it")
+        mend = "look at DNS, the certificate, the load balancer and the receiver behind it"
+        return fail(name, f"{url} does not answer ({type(error).__name__})", mend)
+    if status == 404:
+        mend = "give the receivers this secret and this configuration, and let /hooks/ through to them"
+        return fail(name, f"{url} does not know the URL of {endpoint}", mend)
+    if status != 200:
+        return fail(name, f"{url} answered {status}", "look at the load balancer and the receiver behind it")
+    text = f"{url} answers for {endpoint}"
     if url.startswith("http://"):
-        return warn(
-            name, f"{url} answers: {said}", "providers should call https, or the secret URL can be read on the way"
-        )
-    return ok(name, f"{url} answers: {said}")
+        return warn(name, text, "providers should call https, or the secret URL can be read on the way")
+    return ok(name, text)
 
 
 def api(endpoint: Endpoint, provider: Provider, secrets: Mapping[str, str], token: Token | None) -> Finding | None:

@@ -25,7 +25,7 @@ from console.doctor import access, place, servers, work
 from console.doctor.finding import Finding, Verdict, fail, warn
 from console.services import redis_url
 from schemas.delivery import now
-from schemas.endpoints import SECRET, Config, ConfigError
+from schemas.endpoints import SECRET, Config, ConfigError, path
 from workers.database import engine
 from workers.registry import discover
 
@@ -67,7 +67,7 @@ def examined(wish: Wish, environment: Mapping[str, str]) -> Iterator[Finding]:
         if config is not None:
             yield from _access(wish, config, environment, database)
     if wish.online:
-        yield access.public_url(environment.get("RESERVOIR_PUBLIC_URL"))
+        yield access.public_url(environment.get("RESERVOIR_PUBLIC_URL"), _hook(wish, config, environment))
 
 
 def told(findings: Iterable[Finding]) -> None:
@@ -104,7 +104,7 @@ def _work_in_redis(client: Redis) -> Iterator[Finding]:
         moment = now()
         yield work.inbox(client, moment)
         yield work.workers(client, moment)
-        yield work.beat(client)
+        yield work.beat(client, moment)
     except (RedisError, OSError) as error:
         yield fail("Redis", f"stopped answering ({type(error).__name__})", "look at its log")
 
@@ -184,6 +184,15 @@ def _access(wish: Wish, config: Config, environment: Mapping[str, str], database
             asked = access.api(endpoint, provider, endpoint.secrets_in(environment), token)
             if asked is not None:
                 yield asked
+
+
+def _hook(wish: Wish, config: Config | None, environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first endpoint's name and path, as far as both are known here."""
+    secret = _secret(wish.state_dir, environment)
+    if config is None or secret is None:
+        return None
+    first = next(iter(config))
+    return first.name, path(secret, first)
 
 
 def _secret(state_dir: Path, environment: Mapping[str, str]) -> str | None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
 from sqlalchemy import Connection, func, select
 
 from console.doctor.finding import Finding, by_age, fail, ok, span, warn
@@ -15,8 +14,8 @@ from workers.tables import deliveries
 
 HEARTBEATS: Final = "reservoir:worker:"
 """A worker's name behind it: when it heard last. See `workers.watch`."""
-SWEPT: Final = "reservoir:sweep"
-"""Every sweep writes it. See `workers.sweep`."""
+SWEPT: Final = "reservoir:swept"
+"""When a sweep last ran. See `workers.sweep`."""
 DEAF: Final = timedelta(seconds=60)
 UNSWEPT: Final = timedelta(seconds=30)
 LATE: Final = timedelta(minutes=1)
@@ -54,29 +53,15 @@ def _text(key: str | bytes) -> str:
     return key.decode() if isinstance(key, bytes) else key
 
 
-def beat(client: Redis) -> Finding:
-    """Whether the sweeps come: beat sends them, a worker does them, and each of them reads its place and writes it.
-
-    Redis knows when a key was used last, but for the time in which a child of it writes its file anew.
-    """
+def beat(client: Redis, now: datetime) -> Finding:
+    """Whether the sweeps come: beat sends them, a worker does them, and each of them writes when it ran."""
     mend = "see that one `beat` runs, and a worker that takes the queue `sweeps`"
-    try:
-        idle = cast("int | None", client.object("IDLETIME", SWEPT))
-    except ResponseError:
-        idle = None
-    if idle is None:
+    swept = client.get(SWEPT)
+    if swept is None:
         return fail("beat", "there was no sweep yet", mend)
-    ago = timedelta(seconds=idle)
-    if ago > UNSWEPT and _writes_anew(client):
-        return warn("beat", "not to be known while Redis writes its file anew", "ask again in a minute")
-    if ago > UNSWEPT:
-        return fail("beat", f"the last sweep was {span(ago)} ago", mend)
-    return ok("beat", f"the last sweep was {span(ago)} ago")
-
-
-def _writes_anew(client: Redis) -> bool:
-    info = client.info("persistence")
-    return bool(info.get("aof_rewrite_in_progress") or info.get("rdb_bgsave_in_progress"))
+    ago = max(now - datetime.fromtimestamp(float(swept), UTC), timedelta())
+    text = f"swept {span(ago)} ago"
+    return fail("beat", text, mend) if ago > UNSWEPT else ok("beat", text)
 
 
 def inbox(client: Redis, now: datetime) -> Finding:
