@@ -1,10 +1,10 @@
-# `make help` explains itself. CI calls `make check` and `make test`, and nothing else.
+# `make help` explains itself. CI fetches what pip has not got (`.ci/tools`), then calls `make check` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Whole processes are most of a test run; they wait more than they work.
-TEST_PROCESSES ?= 3
+# Whole processes are most of a test run; they wait more than they work. tests/conftest.py says who goes first.
+TEST_PROCESSES ?= 4
 
 # What `make chaos`, `make outage` and `make backlog` do when nothing else is said.
 SEED ?= 1
@@ -14,7 +14,7 @@ RATE ?= 50
 DELIVERIES ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chaos outage backlog bench bench-growth test test-long check format up lock clean
+.PHONY: help setup demo chaos outage backlog bench bench-growth test test-long check format screens up lock clean
 
 help: ## What can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -65,6 +65,9 @@ check: $(READY) ## Format, lint, types, import contracts
 format: $(READY) ## Formats and sorts imports
 	@$(BIN)/ruff check --quiet --fix --select I .
 	@$(BIN)/ruff format --quiet .
+
+screens: $(READY) ## The pictures of the console in docs/screens, taken anew in a real browser
+	@$(BIN)/python -m tests.screens
 
 up: $(READY) ## The whole system on this machine, embedded
 	@$(BIN)/reservoir up

@@ -1,16 +1,22 @@
 """`reservoir replay`: deliveries read again with today's code, shown field by field, and then done.
 
-`planned` and `apply` are for whoever asks without a terminal, such as a page. How it is done is `workers.replay`.
+`rehearse` and `perform` are for a page, which must not take long: some deliveries, for some seconds. How it is done is
+`workers.replay`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 import typer
 from rich.console import Console
@@ -22,13 +28,19 @@ from console.context import CommandError
 from schemas.booking import to_json
 from schemas.endpoints import Config
 from workers.registry import discover
-from workers.replay import Choice, Difference, Outcome, Renewal, Turn, counted
+from workers.replay import Choice, Difference, Outcome, Renewal, Turn, chosen, counted
 from workers.reread import Reader
 
 FIELDS: Final = ("endpoint", "external_id", "kind", "field", "old", "new")
 STATES: Final = ("delivery", "endpoint", "was", "now")
 STOPPED: Final = 130
 """The exit code after Ctrl-C."""
+AT_ONCE: Final = 300
+"""So many deliveries are read again for one page."""
+SECONDS: Final = 3.0
+"""So long a page waits for that; what is not done by then is left out."""
+STEP: Final = 25
+"""Deliveries after which one looks at the clock."""
 
 
 def choice_of(*, dry_run: bool, in_earnest: bool, **described: Any) -> Choice:
@@ -40,18 +52,86 @@ def choice_of(*, dry_run: bool, in_earnest: bool, **described: Any) -> Choice:
     return Choice(**described)
 
 
-def planned(engine: Engine, config: Config, choice: Choice) -> Outcome:
-    """What reading these deliveries again would change; writes nothing."""
-    return _renewal(engine, config, choice).planned()
+def planned(engine: Engine, config: Config, choice: Choice, seconds: float | None = None) -> Outcome:
+    """What reading these deliveries again would change, as far as so many seconds tell; writes nothing."""
+    return _within(seconds, Renewal.planned, engine, config, choice)
 
 
-def apply(engine: Engine, config: Config, choice: Choice) -> Outcome:
-    """Reads these deliveries again; what that changed."""
-    return _renewal(engine, config, choice).apply()
+def apply(engine: Engine, config: Config, choice: Choice, seconds: float | None = None) -> Outcome:
+    """Reads these deliveries again; what that changed. After so many seconds the rest of them is left as it is."""
+    return _within(seconds, Renewal.apply, engine, config, choice)
+
+
+class _OutOfTime(Exception):
+    """Ends it between two steps."""
+
+
+def _within(
+    seconds: float | None, way: Callable[[Renewal], Outcome], engine: Engine, config: Config, choice: Choice
+) -> Outcome:
+    began = time.monotonic()
+
+    def look_at_the_clock(done: int) -> None:
+        if seconds is not None and done < len(choice.ids) and time.monotonic() - began > seconds:
+            raise _OutOfTime
+
+    renewal = _renewal(engine, config, choice, progress=look_at_the_clock, batch=STEP)
+    with suppress(_OutOfTime):
+        way(renewal)
+    return renewal.outcome
 
 
 def _renewal(engine: Engine, config: Config, choice: Choice, **how: Any) -> Renewal:
     return Renewal(engine=engine, reader=Reader(config=config, providers=discover()), choice=choice, **how)
+
+
+# --- for a page --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing:
+    """What reading these deliveries again would change, or has changed, for somebody to look at."""
+
+    ids: Sequence[UUID] = ()
+    """In order of receipt."""
+    outcome: Outcome
+    in_earnest: bool = False
+
+    @property
+    def done(self) -> Sequence[UUID]:
+        """Those for which there was time."""
+        return self.ids[: self.outcome.deliveries]
+
+    @property
+    def left(self) -> Sequence[UUID]:
+        """The others."""
+        return self.ids[self.outcome.deliveries :]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for two that show the same."""
+        told = json.dumps([list(map(str, self.ids)), document(self.outcome, in_earnest=False)], default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def rehearse(engine: Engine, config: Config, ids: Sequence[UUID]) -> Showing:
+    """What reading these deliveries again would change; writes nothing."""
+    there = chosen(engine, Choice(ids=ids)) if ids else []
+    if not there:  # a choice of no ids is one of all
+        return Showing(outcome=Outcome())
+    return Showing(ids=there, outcome=planned(engine, config, Choice(ids=there), SECONDS))
+
+
+def perform(engine: Engine, config: Config, shown: Showing) -> Showing:
+    """Does what was shown, and shows what was done."""
+    outcome = apply(engine, config, Choice(ids=shown.ids), SECONDS) if shown.ids else Outcome()
+    return Showing(ids=shown.ids, outcome=outcome, in_earnest=True)
+
+
+def command(asked: Mapping[str, str]) -> str:
+    """The command that looks at all deliveries that are so: `since`, `state` and so on."""
+    options = (word for name, value in asked.items() for word in (f"--{name}", value))
+    return shlex.join(["reservoir", "replay", *options, "--dry-run"])
 
 
 # --- on a terminal -----------------------------------------------------------------------------------------------
@@ -101,6 +181,14 @@ def _tables(outcome: Outcome, limit: int) -> None:
 
 def summary(outcome: Outcome, *, in_earnest: bool) -> str:
     """One line, and one more where something was left as it is."""
+    line, *left = counts(outcome)
+    if not in_earnest:
+        line += " (a dry run: nothing was written; --apply does it)"
+    return "\n".join([f"replay: {line}", *left])
+
+
+def counts(outcome: Outcome) -> list[str]:
+    """How much there was of what; and, where something was left as it is, for which reasons."""
     kinds = Counter(difference.kind for difference in outcome.differences)
     told = {
         "deliveries": outcome.deliveries,
@@ -109,13 +197,11 @@ def summary(outcome: Outcome, *, in_earnest: bool) -> str:
         **dict(sorted(kinds.items())),
         "states": len(outcome.turns),
     }
-    line = "replay: " + " ".join(f"{name}={count}" for name, count in told.items())
-    if not in_earnest:
-        line += " (a dry run: nothing was written; --apply does it)"
+    said = [" ".join(f"{name}={count}" for name, count in told.items())]
     if outcome.unread:
         reasons = Counter(outcome.unread.values())
-        line += "\nleft as they are: " + " ".join(f"{reason}={count}" for reason, count in sorted(reasons.items()))
-    return line
+        said.append("left as they are: " + " ".join(f"{reason}={count}" for reason, count in sorted(reasons.items())))
+    return said
 
 
 def lines(difference: Difference) -> list[dict[str, Any]]:
@@ -169,13 +255,14 @@ def document(outcome: Outcome, *, in_earnest: bool) -> dict[str, Any]:
         "applied": in_earnest,
         "deliveries": outcome.deliveries,
         "read": outcome.read,
-        "bookings": [_difference(difference) for difference in outcome.differences],
+        "bookings": [as_json(difference) for difference in outcome.differences],
         "states": [_as_dict(turn) for turn in outcome.turns],
         "unread": {str(identity): reason for identity, reason in outcome.unread.items()},
     }
 
 
-def _difference(difference: Difference) -> dict[str, Any]:
+def as_json(difference: Difference) -> dict[str, Any]:
+    """One booking's."""
     old, new = (to_json({name: pair[side] for name, pair in difference.fields.items()}) for side in (0, 1))
     return {
         "booking_id": str(difference.booking_id),

@@ -1,22 +1,31 @@
 """A person at the console: the real app behind a real uvicorn, and a browser's manners without a browser.
 
 Keeps cookies, says with each form where it comes from, and reads pages as a browser would: as elements, not as text.
+For who has a browser (`tests.chromium`): the processes of an installation, by the lines of the Procfile.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from console.trial import toml
 from console.web.app import build
+from console.web.settings import PASSWORD as PASSWORD_VARIABLE
 from console.web.settings import Settings
 from schemas.endpoints import Config, Endpoint
-from tests.serving import serving
+from tests.serving import eventually, free_port, serving
 from tests.world import VENUES
 
 SECRET = "the-secret-of-an-installation"
@@ -36,6 +45,69 @@ def console(settings: Settings) -> Iterator[Browser]:
     """A console that runs, and somebody in front of it who has not logged in."""
     with serving(build(settings)) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
         yield Browser(client)
+
+
+PROJECT = Path(__file__).resolve().parent.parent
+STARTED_WITHIN = 40.0
+"""Seconds, on a machine that does something else."""
+
+
+@contextmanager
+def processes(
+    folder: Path, *names: str, database_url: str, redis_url: str, endpoints: Iterable[Endpoint]
+) -> Iterator[str]:
+    """These processes of the Procfile, the console among them, each in a session of its own; the console's address."""
+    file, port = folder / "reservoir.toml", free_port()
+    file.write_text("\n".join(map(_table, endpoints)), encoding="utf-8")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(PROJECT),
+        "HOME": str(folder),
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "RESERVOIR_CONFIG": str(file),
+        "RESERVOIR_SECRET": SECRET,
+        PASSWORD_VARIABLE: PASSWORD,
+        "CONSOLE_PORT": str(port),
+        "RESERVOIR_CONCURRENCY": "1",
+    }
+    lines = dict(re.findall(r"(?m)^(\w+): (.*)$", (PROJECT / "Procfile").read_text(encoding="utf-8")))
+    url = f"http://127.0.0.1:{port}"
+    with ExitStack() as stack:
+        for name in names:
+            log = stack.enter_context((folder / f"{name}.log").open("wb"))
+            stack.enter_context(_running(["sh", "-c", f"exec {lines[name]}"], environment, folder, log))
+        assert eventually(lambda: _lives(url), STARTED_WITHIN), (folder / "console.log").read_text(encoding="utf-8")
+        yield url
+
+
+def _table(endpoint: Endpoint) -> str:
+    told = {"provider": endpoint.provider, "timezone": endpoint.timezone, **endpoint.options}
+    return f"[endpoints.{endpoint.name}]\n{toml(told)}"
+
+
+@contextmanager
+def _running(command: list[str], environment: Mapping[str, str], folder: Path, log: Any) -> Iterator[None]:
+    """Ended cleanly, and where that takes too long, all the same."""
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+    ) as process:
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STARTED_WITHIN)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _lives(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @dataclass(frozen=True)

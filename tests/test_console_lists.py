@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Engine, func, insert, select, text, true
 
 from bench.history import TABLES, History
 from bench.plans import explained, scans
+from console.replaying import AT_ONCE
 from console.services import Embedded
 from console.web.chart import first_hour
 from console.web.filters import BookingFilter, BookingPlace, DeliveryFilter, DeliveryPlace, Words, booking_filter
@@ -70,6 +71,7 @@ SEEN: Mapping[str, Callable[[Views, Mapping[str, UUID]], Any]] = {
     "visits": lambda views, some: views.visits(DAY),
     "totals": lambda views, some: views.totals(),
     "parked": lambda views, some: views.parked(),
+    "incidents": lambda views, some: views.incidents(NOON),
     "deliveries": lambda views, some: views.deliveries(DeliveryFilter()),
     "deliveries of an endpoint": lambda views, some: views.deliveries(DeliveryFilter(endpoint="arcade")),
     **{
@@ -82,6 +84,7 @@ SEEN: Mapping[str, Callable[[Views, Mapping[str, UUID]], Any]] = {
         )
         for state in State
     },
+    "bookings of many": lambda views, some: views.told_of(views.chosen(DeliveryFilter(endpoint="arcade"))[:AT_ONCE]),
     "deliveries with a reason": lambda views, some: views.deliveries(DeliveryFilter(reason="catalogue-notice")),
     "deliveries of a reason that nobody has": lambda views, some: views.deliveries(DeliveryFilter(reason="overtaken")),
     "deliveries of a time": lambda views, some: views.deliveries(

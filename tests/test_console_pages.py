@@ -22,7 +22,7 @@ from tests.world import VENUES, Clock, Script, Step, World, request, tell
 from workers.errors import MessageGone
 from workers.overdue import overdue
 from workers.sweep import PATIENCE, SETTLED
-from workers.tables import audit, deliveries
+from workers.tables import audit, deliveries, incidents
 
 PAGES = ("/", "/deliveries", "/bookings", "/bookings?all=yes", "/bookings?undated=yes", "/day", "/parked", "/audit")
 OURS = ["/static/htmx.min.js", "/static/console.js"]
@@ -98,6 +98,7 @@ def every_page(browser: Browser) -> dict[str, Page]:
     ("path", "said"),
     [
         ("/", "nothing came yet"),
+        ("/", "Paste the URLs that reservoir urls prints"),
         ("/deliveries", "Nothing has come yet."),
         ("/bookings", "Nothing is booked from today on."),
         ("/day", "Nothing with a time is booked for this day."),
@@ -136,11 +137,40 @@ def test_the_overview_tells_how_close_the_deadline_is(database_url: str, redis: 
     assert page.text.count("60 %") == 1  # Timekit names no deadline
 
 
+def test_a_receiver_that_is_gone_is_not_shown_as_slow(redis: Redis, redis_url: str) -> None:
+    """What it said last is over after a minute."""
+    at = now()
+    said = {"count": 9, "slowest_ms": 1200, "failures_in_a_row": 0, "at": at.timestamp()}
+    redis.hset(ACKS, "arcade", json.dumps(said))
+    queue = Queue(redis_url)
+    assert queue.look(at + timedelta(seconds=59)).slowest["arcade"].seconds == 1.2
+    assert queue.look(at + timedelta(seconds=61)).slowest == {}
+    queue.close()
+
+
+def test_the_overview_tells_of_open_alarms(browser: Browser, engine: Engine) -> None:
+    """Of those that people are told of; of an alarm's kind that this version does not know, all but what to do."""
+    at = now()
+    rows = {
+        "silent": {"kind": "silence"},
+        "new kind": {"kind": "made-up"},
+        "over": {"kind": "silence", "subject": "b", "closed_at": at},
+        "not yet": {"kind": "silence", "subject": "c", "tell_at": at + timedelta(minutes=1)},
+    }
+    for title, row in rows.items():
+        usual = {"id": new_id(), "subject": "a", "title": title, "detail": "long", "opened_at": at, "tell_at": at}
+        with engine.begin() as connection:
+            connection.execute(incidents.insert().values({**usual, "last_seen_at": at, **row}))
+    page = browser.open("/")
+    assert {title for title in rows if title in page.texts} == {"silent", "new kind"}
+    assert page.text.count("What to do: send a test webhook") == 1
+
+
 def test_a_redis_that_is_away_stops_no_page(database_url: str) -> None:
     settings = settings_of(database_url, password=None, redis_url=f"redis://127.0.0.1:{free_port()}/0")
     with console(settings) as browser:
         assert "Redis is away" in browser.open("/").text
-    assert Queue(None).look().inbox is None
+    assert Queue(None).look(now()).inbox is None
 
 
 def test_a_delivery_shows_what_came_and_what_became_of_it(browser: Browser, world: World) -> None:
@@ -189,6 +219,25 @@ def test_a_booking_tells_its_life(browser: Browser, world: World) -> None:
     for identity in (first, second):
         assert f"/deliveries/{identity}" in page.links()
     assert page.text.index("updated") < page.text.index("created")
+
+
+def test_of_a_document_that_changed_only_the_difference_is_told(browser: Browser, world: World) -> None:
+    """And of a booking that is new, only what it shows now; times by the venue's clock."""
+    told(world, "lockme", Step(name="Jan", size=4, version=1))
+    told(world, "lockme", Step(word="change", name="Jan", size=4, version=2))
+    (row,) = world.rows()
+    page = browser.open(f"/bookings/{row['id']}")
+    assert "before after details message_id 90001 90002 created" in page.text
+    assert re.search(r"starts_at \W*1 Dec 18:30:00", page.text)
+
+
+def test_a_booking_that_was_removed_is_said_to_be_gone(browser: Browser, world: World, engine: Engine) -> None:
+    """As by a replay after which no event speaks of it; what it showed is still noted."""
+    told(world, "timekit", Step(name="Ada", size=30, version=1))
+    (row,) = world.rows()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM bookings")
+    assert "in the table no more" in browser.open(f"/bookings/{row['id']}", status=410).text
 
 
 def test_a_day_has_rooms_and_hours(browser: Browser, world: World) -> None:

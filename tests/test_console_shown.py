@@ -57,6 +57,38 @@ def test_a_reason_that_nobody_knows_has_advice_too() -> None:
     assert advice(None).mend == "read the error"
 
 
+# --- what changed ------------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_told_in_the_order_of_the_table() -> None:
+    diff = {"note": ["a", "b"], "status": ["pending", "confirmed"], "else": [1, 2], "paid": [None, "9.00"]}
+    told = shown.changed(diff, None, NOON)
+    assert told == [("status", "pending", "confirmed"), ("paid", "—", "9.00"), ("note", "a", "b"), ("else", "1", "2")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, [("details b", "2", "3")]),
+        ({"a": 1}, {"a": 1, "b": {"c": 2}}, [("details b", "—", '{\n "c": 2\n}')]),
+        ([{"qty": 1}, {"qty": 2}], [{"qty": 1}, {"qty": 5}], [("details 2 qty", "2", "5")]),
+        ([1], [1, 2], [("details", "[\n 1\n]", "[\n 1,\n 2\n]")]),
+        ({"a": None}, {"b": None}, [("details", '{\n "a": null\n}', '{\n "b": null\n}')]),
+        ([], [{"qty": 1}], [("details", "—", '[\n {\n  "qty": 1\n }\n]')]),
+    ],
+    ids=["one-name", "a-new-name", "one-place", "another-length", "only-nulls", "from-nothing"],
+)
+def test_of_two_documents_the_difference_is_told(old: Any, new: Any, told: list[tuple[str, str, str]]) -> None:
+    assert shown.changed({"details": [old, new]}, None, NOON) == told
+
+
+def test_a_time_that_changed_is_told_by_the_venues_clock() -> None:
+    ((name, old, new),) = shown.changed({"starts_at": [None, "2026-12-01T17:30:00+00:00"]}, VIENNA, NOON)
+    assert (name, old) == ("starts_at", "—")
+    assert "1 Dec 18:30:00</time>" in new
+    assert shown.changed({"starts_at": ["soon", None]}, VIENNA, NOON) == [("starts_at", "soon", "—")]
+
+
 # --- time and numbers --------------------------------------------------------------------------------------------
 
 

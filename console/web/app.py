@@ -7,10 +7,10 @@ address may hold what was searched for, such as a guest's e-mail).
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
@@ -23,17 +23,17 @@ from starlette.staticfiles import StaticFiles
 
 from console.web import settings as environment
 from console.web.access import Patience, Sessions
-from console.web.acts import Acts
+from console.web.acts import Acts, Busy
 from console.web.guard import Guard
 from console.web.look import HERE, Look
 from console.web.pages import Pages
 from console.web.queue import Queue
 from console.web.settings import Settings
 from console.web.views import Views
+from schemas.delivery import now
 from schemas.endpoints import ConfigError
+from schemas.logs import configure, log
 from workers.database import engine
-
-log = logging.getLogger("reservoir")
 
 LARGEST: Final = 256 * 1024
 """Bytes of a form."""
@@ -41,18 +41,19 @@ PATIENCE: Final = "5s"
 """For one statement."""
 
 
-def build(settings: Settings) -> Guard:
-    """The console with its parts."""
+def build(settings: Settings, clock: Callable[[], datetime] = now) -> Guard:
+    """The console with its parts; `clock` says what is now on its pages."""
     database = engine(settings.database_url, pool_size=5, patience=PATIENCE)
     sessions = Sessions(settings.secret, settings.password)
     has_password = settings.password is not None
     pages = Pages(
         views=Views(database),
-        acts=Acts(database),
+        acts=Acts(database, settings.config),
         queue=Queue(settings.redis_url),
         sessions=sessions,
         patience=Patience(time.monotonic),
-        look=Look(settings.config, has_password=has_password),
+        look=Look(settings.config, clock, has_password=has_password),
+        clock=clock,
         config=settings.config,
         has_password=has_password,
     )
@@ -61,8 +62,11 @@ def build(settings: Settings) -> Guard:
         assert isinstance(error, HTTPException)
         return pages.error(request, error.status_code, error.detail, error.headers)
 
+    def busy(request: Request, error: Exception) -> Response:
+        return pages.error(request, 503, str(error))
+
     def database_error(request: Request, error: Exception) -> Response:
-        log.error("action=show path=%s error=%s", request.url.path, type(error).__name__)
+        log.error("page-failed", path=request.url.path, error=type(error).__name__)
         return pages.error(request, 503, said_of(error))
 
     @contextlib.asynccontextmanager
@@ -73,7 +77,7 @@ def build(settings: Settings) -> Guard:
 
     app = Starlette(
         routes=routes(pages),
-        exception_handlers={HTTPException: http_error, SQLAlchemyError: database_error},
+        exception_handlers={HTTPException: http_error, SQLAlchemyError: database_error, Busy: busy},
         lifespan=lifespan,
         max_body_size=LARGEST,
     )
@@ -89,6 +93,8 @@ def routes(pages: Pages) -> list[Route | Mount]:
         Route("/deliveries/{id}", pages.delivery),
         Route("/deliveries/{id}/body", pages.body),
         Route("/parked", pages.parked),
+        Route("/replay", pages.rehearse, methods=["GET", "POST"]),
+        Route("/replay/apply", pages.replay, methods=["POST"]),
         Route("/bookings", pages.bookings),
         Route("/bookings/{id}", pages.booking),
         Route("/day", pages.day),
@@ -123,6 +129,7 @@ TOO_LONG: Final = "57014"
 
 def create() -> Guard:
     """The app from the environment; a bad configuration ends the process with one line."""
+    configure("console")
     try:
         return build(environment.read())
     except ConfigError as error:

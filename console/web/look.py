@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +16,6 @@ from console.web import shown
 from console.web.views import Count, Row
 from console.web.words import REASONS, STATES
 from schemas.booking import Status
-from schemas.delivery import now
 from schemas.endpoints import Config
 from workers import registry
 
@@ -25,8 +26,9 @@ FILTERS: Final = ("clean", "code", "day", "document", "money", "number", "plain"
 class Look:
     """Templates, filled in."""
 
-    def __init__(self, config: Config, *, has_password: bool) -> None:
+    def __init__(self, config: Config, clock: Callable[[], datetime], *, has_password: bool) -> None:
         self._config = config
+        self._clock = clock
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -50,9 +52,9 @@ class Look:
 
     def render(self, template: str, path: str, **facts: Any) -> str:
         """A page; `path` is where it stands."""
-        at = now()
-        moments = {"now": at, "moment": partial(shown.moment, now=at), "ago": partial(shown.ago, now=at)}
-        return self._templates.get_template(template).render({**moments, "path": path, **facts})
+        at = self._clock()
+        telling = {name: partial(getattr(shown, name), now=at) for name in ("moment", "ago", "changed")}
+        return self._templates.get_template(template).render({"now": at, **telling, "path": path, **facts})
 
     def zone(self, endpoint: str | None) -> ZoneInfo | None:
         """An endpoint's time zone; None where it has none, or is not configured."""

@@ -6,10 +6,10 @@ Knows no SQL (`views`), no rule of access (`guard`, `access`), and no look (`tem
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from console import replaying
+from console.replaying import Showing
 from console.web import shown
 from console.web.access import Patience, Sessions
 from console.web.acts import Actor, Acts
@@ -37,14 +39,20 @@ from console.web.look import Look
 from console.web.overview import lines
 from console.web.queue import Queue
 from console.web.views import MANY, Count, Row, Views
-from console.web.words import advice
-from schemas.delivery import State, now
+from console.web.words import advice, mend_of
+from schemas.delivery import State
 from schemas.endpoints import Config
-
-log = logging.getLogger("reservoir")
+from schemas.logs import log
+from workers.replay import Difference
 
 AT_ONCE: Final = 1
 """So many deliveries are run again without a question."""
+MOST_SHOWN: Final = 200
+"""So many bookings and so many deliveries of a replay are shown."""
+REMOVED: Final = (
+    "This booking is in the table no more: when its deliveries were read again, none of them spoke of it. "
+    "What it showed before stands in `booking_changes`."
+)
 OPEN: Final = frozenset({State.RECEIVED, State.RETRYING})
 
 
@@ -59,23 +67,26 @@ class Pages:
     sessions: Sessions
     patience: Patience
     look: Look
+    clock: Callable[[], datetime]
     has_password: bool
 
     # --- overview ---
 
     def overview(self, request: Request) -> Response:
         """What every endpoint does now."""
-        door = self.queue.look()
+        at = self.clock()
+        door = self.queue.look(at)
         unread, oldest = self.views.unread()
         return self._page(
             request,
             "overview.html",
-            lines=lines(self.views, self.config, door.slowest, now()),
+            lines=lines(self.views, self.config, door.slowest, at),
             door=door,
             queue_known=self.queue.is_known,
             unread=unread,
             oldest=oldest,
             totals=self.views.totals(),
+            alarms=[{**row, "mend": mend_of(row["kind"])} for row in self.views.incidents(at)],
         )
 
     # --- deliveries ---
@@ -83,7 +94,7 @@ class Pages:
     def deliveries(self, request: Request) -> Response:
         """The list, the newest first."""
         words = Words(given=request.query_params)
-        wanted = delivery_filter(words, now())
+        wanted = delivery_filter(words, self.clock())
         page = self.views.deliveries(wanted, DeliveryPlace.read(words.text("behind")))
         return self._page(
             request,
@@ -133,7 +144,8 @@ class Pages:
         return await run_in_threadpool(self._retry, request, form)
 
     def _retry(self, request: Request, form: Form) -> Response:
-        ids, wanted, chosen = self._chosen(form)
+        ids, wanted = self._chosen(form, by_filter=form.one("choose") == "filter")
+        chosen = _said(wanted)
         if not ids:
             raise HTTPException(400, "No delivery was chosen. Go back and choose some.")
         if len(ids) > MANY:
@@ -155,16 +167,86 @@ class Pages:
         line = self.acts.retry(self._actor(request), ids, chosen, ask_again=ask_again)
         return RedirectResponse(_with(_back(form), note=line), 303)
 
-    def _chosen(self, form: Form) -> tuple[list[UUID], DeliveryFilter | None, str]:
-        """The ids, the filter where it was one, and how they were chosen in words. Raises HTTPException."""
-        if form.one("choose") != "filter":
-            ids = list(dict.fromkeys(filter(None, map(identity, form.all("id")))))
-            return ids, None, "by hand"
+    def _chosen(self, form: Form, *, by_filter: bool) -> tuple[list[UUID], DeliveryFilter | None]:
+        """The ids, and the filter where it was one. Raises HTTPException."""
+        if not by_filter:
+            return _named(form), None
+        wanted, wrong = self._wanted(form)
+        if wrong or wanted.is_all:
+            raise HTTPException(400, " ".join(wrong) or "Narrow the filter first: all deliveries are too many.")
+        return self.views.chosen(wanted), wanted
+
+    def _wanted(self, form: Form) -> tuple[DeliveryFilter, Sequence[str]]:
+        """The filter that a form carries, and what is wrong with it."""
         words = Words(given={name: form.one(name) for name in DELIVERY_WORDS})
-        wanted = delivery_filter(words, now())
-        if words.wrong or wanted.is_all:
-            raise HTTPException(400, " ".join(words.wrong) or "Narrow the filter first: all deliveries are too many.")
-        return self.views.chosen(wanted), wanted, wanted.sentence()
+        return delivery_filter(words, self.clock()), words.wrong
+
+    # --- replay ---
+
+    async def rehearse(self, request: Request) -> Response:
+        """What today's code would write of deliveries: of the chosen ones, or of all that the address describes."""
+        posted = request.method == "POST"
+        form = await form_of(request, self.sessions) if posted else Form(_described(request.query_params))
+        return await run_in_threadpool(self._rehearse, request, form)
+
+    def _rehearse(self, request: Request, form: Form) -> Response:
+        ids, wanted = self._chosen(form, by_filter=not form.all("id"))
+        would = self.acts.rehearse(ids[: replaying.AT_ONCE])
+        return self._showing(request, form, would, wanted, more=len(ids) > replaying.AT_ONCE)
+
+    async def replay(self, request: Request) -> Response:
+        """Writes what was shown; where it has become something else meanwhile, that is shown instead."""
+        form = await form_of(request, self.sessions)
+        return await run_in_threadpool(self._replay, request, form)
+
+    def _replay(self, request: Request, form: Form) -> Response:
+        ids = _named(form)
+        if not 0 < len(ids) <= replaying.AT_ONCE:
+            raise HTTPException(400, f"Choose between 1 and {replaying.AT_ONCE} deliveries.")
+        described, _ = self._wanted(form)
+        wanted = described if described.typed else None
+        would, done = self.acts.replay(self._actor(request), ids, _said(wanted), form.one("seen"))
+        surprise = would.fingerprint != (done.fingerprint if done.in_earnest else form.one("seen"))
+        return self._showing(request, form, done, wanted, surprise=surprise)
+
+    def _showing(
+        self,
+        request: Request,
+        form: Form,
+        showing: Showing,
+        wanted: DeliveryFilter | None,
+        *,
+        more: bool = False,
+        surprise: bool = False,
+    ) -> Response:
+        """`more`: there are others that are as wanted; `surprise`: it is not what was shown before."""
+        outcome = showing.outcome
+        return self._page(
+            request,
+            "replay.html",
+            showing=showing,
+            outcome=outcome,
+            differences=_differences(showing, self.views.told_of(showing.done)),
+            unread=Counter(outcome.unread.values()),
+            advice=advice,
+            wanted=wanted,
+            chosen=_said(wanted),
+            back=_back(form, f"/deliveries?{wanted.address()}" if wanted else "/deliveries"),
+            more=more,
+            command=self._command(wanted, showing) if wanted and (more or showing.left) else None,
+            surprise=surprise,
+            at_once=replaying.AT_ONCE,
+            seconds=replaying.SECONDS,
+            most=MOST_SHOWN,
+        )
+
+    def _command(self, wanted: DeliveryFilter, showing: Showing) -> str | None:
+        """What shows all that are as wanted, on a terminal; None for a search, which the command does not know."""
+        if wanted.text is not None or not showing.ids:
+            return None
+        first = self.views.delivery(showing.ids[0])
+        since = {"since": f"{first['received_at'].astimezone(UTC).date()}"} if first else {}
+        return replaying.command({**since, **wanted.typed})
 
     def parked(self, request: Request) -> Response:
         """What needs a person, by reason."""
@@ -228,13 +310,17 @@ class Pages:
 
     def booking(self, request: Request) -> Response:
         """One booking: what the table shows, how it came to that, and what was told."""
-        row = _found(self.views.booking, request, "There is no such booking.")
+        named = identity(request.path_params["id"])
+        changes = self.views.changes_of(named) if named else ()
+        row = self.views.booking(named) if named else None
+        if row is None:
+            raise HTTPException(410, REMOVED) if changes else HTTPException(404, "There is no such booking.")
         return self._page(
             request,
             "booking.html",
             row=row,
             zone=self.look.zone_of_row(row),
-            changes=self.views.changes_of(row["id"]),
+            changes=changes,
             events=self.views.events_of(row["id"]),
         )
 
@@ -260,7 +346,7 @@ class Pages:
             return self._again(request, form, f"Too many wrong passwords. Try again in {wait:.0f} s.", 429, wait)
         if not self.sessions.is_password(form.one("password")):
             self.patience.failed(actor.address)
-            log.warning("action=login error=wrong-password address=%s", actor.address)
+            log.warning("login-refused", address=actor.address)
             await run_in_threadpool(self.acts.note, actor, "login-refused", "wrong password")
             await asyncio.sleep(0.5)
             return self._again(request, form, "That is not the password.", 403)
@@ -304,7 +390,7 @@ class Pages:
 
     def _today(self, endpoint: str | None) -> date:
         """The venue's day; of all venues the one where it is the earliest, so that nothing of today is left out."""
-        at = now()
+        at = self.clock()
         zones = [self.look.zone(endpoint)] if endpoint else [each.zone() for each in self.config]
         return min(at.astimezone(zone or UTC).date() for zone in zones)
 
@@ -324,13 +410,55 @@ def _found(look: Callable[[UUID], Row | None], request: Request, otherwise: str)
     return row
 
 
+def _named(form: Form) -> list[UUID]:
+    """The deliveries whose ids the form has."""
+    return list(dict.fromkeys(filter(None, map(identity, form.all("id")))))
+
+
+def _described(words: Mapping[str, str]) -> dict[str, list[str]]:
+    """The words of an address that describe deliveries, as those of a form."""
+    return {name: [words[name]] for name in DELIVERY_WORDS if name in words}
+
+
+def _differences(showing: Showing, told: Mapping[UUID, Sequence[Row]]) -> list[Row]:
+    """Each booking that differs, with its name, whether it can be looked at, and the deliveries behind it: those of the
+    chosen ones that tell of it, and those that it is shown as in, before and after."""
+    tellers: dict[UUID, list[UUID]] = {}
+    for delivery_id, rows in told.items():
+        for row in rows:
+            tellers.setdefault(row["id"], []).append(delivery_id)
+    names = {row["id"]: row["reference"] for rows in told.values() for row in rows}
+    away = "removed" if showing.in_earnest else "created"
+    return [
+        {
+            "id": one.booking_id,
+            "name": names.get(one.booking_id) or one.external_id,
+            "endpoint": one.endpoint,
+            "kind": one.kind,
+            "is_there": one.kind != away,
+            "deliveries": list(dict.fromkeys([*tellers.get(one.booking_id, []), *_shown_as(one)])),
+            "diff": replaying.as_json(one)["fields"],
+        }
+        for one in showing.outcome.differences
+    ]
+
+
+def _shown_as(difference: Difference) -> list[UUID]:
+    return [identity for identity in difference.fields.get("delivery_id", ()) if identity is not None]
+
+
 def _address(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
 
-def _back(form: Form) -> str:
+def _back(form: Form, otherwise: str = "/deliveries") -> str:
     """The page that the form was on."""
-    return form.one("back") if is_here(form.one("back")) else "/deliveries"
+    return form.one("back") if is_here(form.one("back")) else otherwise
+
+
+def _said(wanted: DeliveryFilter | None) -> str:
+    """How deliveries were chosen."""
+    return wanted.sentence() if wanted else "by hand"
 
 
 def _with(path: str, *, note: int) -> str:

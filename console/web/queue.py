@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from redis import Redis
@@ -23,6 +23,8 @@ ACKS: Final = "reservoir:acks"
 """A hash that the receivers write, see `ingest/acks.py`."""
 PATIENCE: Final = 0.3
 """Seconds."""
+LATELY: Final = timedelta(minutes=1)
+"""What a receiver said before that is no news: it may be gone, and nobody sends any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +57,8 @@ class Queue:
     def is_known(self) -> bool:
         return bool(self._redis)
 
-    def look(self) -> Doorstep:
-        """Now, in one round trip."""
+    def look(self, at: datetime) -> Doorstep:
+        """What is so at this moment, in one round trip."""
         if not self._redis:
             return Doorstep()
         try:
@@ -66,19 +68,20 @@ class Queue:
                 inbox, told = both.execute()
         except (RedisError, OSError):
             return Doorstep()
-        return Doorstep(inbox=int(inbox), slowest=_slowest(told))
+        return Doorstep(inbox=int(inbox), slowest=_slowest(told, at))
 
     def close(self) -> None:
         if self._redis:
             self._redis.close()
 
 
-def _slowest(told: Mapping[bytes, bytes]) -> dict[str, Slowest]:
-    """What cannot be read is not told."""
+def _slowest(told: Mapping[bytes, bytes], now: datetime) -> dict[str, Slowest]:
+    """What cannot be read, or is too old, is not told."""
     found = {}
     for endpoint, said in told.items():
         with suppress(ValueError, TypeError, KeyError, OverflowError, OSError):
             document: Any = json.loads(said)
             at = datetime.fromtimestamp(float(document["at"]), UTC)
-            found[endpoint.decode()] = Slowest(seconds=float(document["slowest_ms"]) / 1000, at=at)
+            if now - at <= LATELY:
+                found[endpoint.decode()] = Slowest(seconds=float(document["slowest_ms"]) / 1000, at=at)
     return found

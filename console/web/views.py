@@ -37,7 +37,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, TSQUERY
 from console.web.filters import BookingFilter, BookingPlace, DeliveryFilter, DeliveryPlace, identity
 from schemas.booking import Status
 from schemas.delivery import State
-from workers.tables import BOOKING_WORDS, HAS_WORDS, audit, bookings, changes, deliveries, events
+from workers.tables import BOOKING_WORDS, HAS_WORDS, audit, bookings, changes, deliveries, events, incidents
 
 Row = Mapping[str, Any]
 
@@ -150,6 +150,15 @@ class Views:
             some = select(literal(1)).select_from(source).limit(MANY + 1).subquery()
             return _counted(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
+    def incidents(self, at: datetime) -> Sequence[Row]:
+        """What the alarms hold for wrong, once it has lasted until people are told; the latest first."""
+        columns = incidents.c
+        query = select(columns.kind, columns.title, columns.detail, columns.opened_at).where(
+            columns.closed_at.is_(None), columns.tell_at <= at
+        )
+        with self._reading() as connection:
+            return _rows(connection, query.order_by(columns.opened_at.desc(), columns.id).limit(PAGE))
+
     # --- deliveries ---
 
     def deliveries(self, wanted: DeliveryFilter, behind: DeliveryPlace | None = None) -> Page:
@@ -190,6 +199,11 @@ class Views:
         )
         with self._reading() as connection:
             return _rows(connection, query)
+
+    def told_of(self, delivery_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Row]]:
+        """The bookings that each of these deliveries told of, by their names."""
+        with self._reading() as connection:
+            return _told_of(connection, delivery_ids)
 
     def changed_by(self, delivery_id: UUID, touched: Collection[UUID]) -> Sequence[Row]:
         """What a delivery changed in the bookings that it told of."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from console.alarms.findings import ALARMS
+
 STATES: Final[Mapping[str, str]] = {
     "received": "kept, not worked on yet",
     "applied": "changed at least one booking",
@@ -68,6 +70,12 @@ REASONS: Final[Mapping[str, Advice]] = {
     "empty": _OF_NO_INTEREST,
     "no-bookings": _OF_NO_INTEREST,
 }
+
+
+def mend_of(kind: str) -> str | None:
+    """What to do about an alarm; None where this version does not know its kind."""
+    alarm = ALARMS.get(kind)
+    return alarm.mend if alarm else None
 
 
 def advice(reason: str | None) -> Advice:
