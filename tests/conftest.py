@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from workers.database import engine as make_engine
 from workers.migrate import upgrade
 
 _numbers = itertools.count(1)
+# Some hundred interpreters are started by the tests; where this is set, each of them compiles all that is ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +86,36 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"fixture cases that became their rows: {counts}  total={ran.total()}")
 
 
-class _ByNeed(LoadScopeScheduling):
-    """Tests go to whichever process is free; those of a file that shares something dear stay together."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the work, what starts processes of its own is spread among the rest.
 
-    TOGETHER = ("test_acceptance.py", "test_chaos.py", "test_rebuild.py")
+    So few of them run at once, which those with a deadline would feel, and none is left for the end.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    dear = [item for item in items if item.get_closest_marker("services")]
+    cheap = [item for item in items if not item.get_closest_marker("services")]
+    every = max(1, len(cheap) * 2 // 3 // max(1, len(dear)))
+    items.clear()
+    for number, item in enumerate(cheap):
+        if dear and number % every == 0:
+            items.append(dear.pop())
+        items.append(item)
+    items += dear
+
+
+class _ByNeed(LoadScopeScheduling):
+    """Tests go to whichever process is free; those of a file that shares something dear stay together, and go first."""
+
+    TOGETHER = (
+        "test_acceptance.py",
+        "test_browser.py",
+        "test_chaos.py",
+        "test_readme.py",
+        "test_rebuild.py",
+        "test_send.py",
+        "test_sql_recipes.py",
+    )
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from console.cli import main
 from console.context import CommandError
 from console.processes import HASTY, NotReplaced, Output, Process, pause
 from tests.serving import eventually
@@ -164,13 +164,18 @@ def test_nothing_is_left_in_the_middle_of_a_replacement(make: Make) -> None:
         ("beat=2", "beat runs once; only web and worker can run several times"),
     ],
 )
-def test_a_scale_that_cannot_be(tmp_path: Path, word: str, says: str) -> None:
+def test_a_scale_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, says: str
+) -> None:
     """One line, before anything is started or made."""
     (tmp_path / "reservoir.toml").write_text('[endpoints.a]\nprovider = "reservekit"\n', encoding="utf-8")
-    reservoir = Path(sys.executable).with_name("reservoir")
-    done = subprocess.run([reservoir, "up", "--scale", word], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"reservoir: --scale {word}: ")
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["reservoir", "up", "--scale", word])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, errors = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert errors.startswith(f"reservoir: --scale {word}: ")
+    assert says in errors
+    assert errors.count("\n") == 1
     assert not (tmp_path / ".reservoir").exists()

@@ -532,7 +532,8 @@ KEPT = ("state", "reason", "error", "lookup", "parser", "applied_at", "message_i
 
 def left(world: World, story: Story) -> tuple[Any, ...]:
     """All that stands in the tables afterwards."""
-    states = [[getattr(world.delivery(raw.id), column) for column in KEPT] for raw in story.requests]
+    found = [world.delivery(raw.id) for raw in story.requests]
+    states = [[getattr(row, column) for column in KEPT] for row in found]
     return world.rows(), world.events(), recorded(world), states
 
 

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from serving import free_port, listening
 from sqlalchemy import Engine
-from test_up import Up, running
+from test_up import LEAN, Up, running, scaled
 from world import NOON, VENUES, Script, World, answer, request
 
 from console import sending
@@ -146,7 +146,7 @@ def test_lockme_s_samples_come_as_far_as_lockme(engine: Engine, method: str) -> 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """`reservoir up` with an endpoint of each provider that needs no login."""
-    with running(tmp_path_factory.mktemp("send"), config=CONFIG) as installation:
+    with running(tmp_path_factory.mktemp("send"), *scaled(*LEAN), config=CONFIG) as installation:
         yield installation
 
 

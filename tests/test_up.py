@@ -79,7 +79,14 @@ class Up:
         return "/hooks/" + str(found["url"]).split("/hooks/")[1]
 
 
-LEAN = ("flower=0", "metrics=0", "console=0", "alarms=0")
+PAGES = ("flower=0", "metrics=0", "console=0")
+LEAN = (*PAGES, "alarms=0")
+"""What is left out where it is not the matter: each of them is a process that takes a second of a core to start."""
+
+
+def scaled(*scale: str) -> list[str]:
+    """As words of the command line."""
+    return [word for one in scale for word in ("--scale", one)]
 
 
 @contextmanager
@@ -150,7 +157,7 @@ def test_a_webhook_is_taken_as_soon_as_it_says_ready(tmp_path: Path) -> None:
 
 def test_what_dies_comes_back(tmp_path: Path) -> None:
     """A killed worker, a killed Redis: the receiver is never left without them."""
-    with running(tmp_path) as up:
+    with running(tmp_path, *scaled(*LEAN)) as up:
         [found] = json.loads(up.command("urls", "--json").stdout)
         for words in (" worker ", "redis-server"):
             up.process(words).kill()
@@ -171,7 +178,7 @@ def test_a_killed_up_takes_everything_with_it(tmp_path: Path) -> None:
         assert len(everything) > 6
         up.popen.kill()
         assert eventually(lambda: not any(process.is_running() for process in everything))
-    with running(tmp_path) as up:
+    with running(tmp_path, *scaled(*LEAN)) as up:
         assert up.command("bookings", "list", "--json").stdout == "[]\n"
 
 
@@ -242,8 +249,7 @@ def test_two_receivers_are_replaced_without_a_refusal(tmp_path: Path) -> None:
     Two receivers and two workers are processes of their own with names of their own; what is scaled to nothing is not
     there, and the rest is ready without it.
     """
-    scale = [word for one in ("web=2", "worker=2", *LEAN) for word in ("--scale", one)]
-    with running(tmp_path, *scale) as up:
+    with running(tmp_path, *scaled("web=2", "worker=2", *LEAN)) as up:
         facts, before = up.announced(), up.pids()
         assert facts["url"] == facts["urls"][0] == up.url
         assert len({*facts["urls"]}) == 2
@@ -283,7 +289,7 @@ def test_one_receiver_is_replaced_and_killed_without_a_refusal(tmp_path: Path) -
         answered.wait(60)
         connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
 
-    with listening(slow) as port, running(tmp_path, config=API.format(port=port)) as up:
+    with listening(slow) as port, running(tmp_path, *scaled(*PAGES), config=API.format(port=port)) as up:
         before, hook = up.pids(), up.hook()
         with httpx.Client(trust_env=False) as client:
             assert client.post(up.url + hook, content=BOOKING).status_code == 200

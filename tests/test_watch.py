@@ -66,31 +66,44 @@ def sweep_up():
 # --- what the heartbeats say -------------------------------------------------------------------------------------
 
 
-def test_four_heartbeats_that_nobody_heard_are_deafness() -> None:
+def unheard(*, free: int = 0, full: int = 0) -> Ears:
+    """After so many heartbeats that nobody heard: first those of a worker with nothing to do, then of a busy one."""
     ears = Ears(patience_when_full=6)
-    for _ in range(UNHEARD):
-        assert not ears.deaf(full=False)
-        ears.sent()
-    assert ears.deaf(full=False)
+    for number in range(free + full):
+        ears.sent(full=number >= free)
+    return ears
+
+
+def test_four_heartbeats_that_nobody_heard_are_deafness() -> None:
+    assert not unheard(free=UNHEARD - 1).deaf
+    assert unheard(free=UNHEARD).deaf
 
 
 def test_one_that_is_heard_begins_the_count_anew() -> None:
-    ears = Ears(patience_when_full=6, unheard=UNHEARD)
-    ears.heard(1.0)
-    assert (ears.deaf(full=False), ears.heard_at) == (False, 1.0)
+    for ears in (unheard(free=UNHEARD), unheard(full=UNHEARD + 6)):
+        assert ears.deaf
+        ears.heard(1.0)
+        assert (ears.deaf, ears.heard_at) == (False, 1.0)
 
 
 def test_where_nothing_could_be_sent_nothing_is_concluded() -> None:
-    ears = Ears(patience_when_full=6, unheard=UNHEARD)
-    ears.nothing_sent()
-    assert not ears.deaf(full=False)
+    for ears in (unheard(free=UNHEARD), unheard(full=UNHEARD + 6)):
+        ears.nothing_sent()
+        assert not ears.deaf
 
 
 def test_a_busy_worker_is_believed_for_as_long_as_a_task_may_take() -> None:
-    ears = Ears(patience_when_full=6, unheard=UNHEARD + 5)
-    assert not ears.deaf(full=True)
-    ears.sent()
-    assert ears.deaf(full=True)
+    assert not unheard(full=UNHEARD + 5).deaf
+    assert unheard(full=UNHEARD + 6).deaf
+
+
+def test_a_worker_that_was_busy_has_time_to_listen_when_it_is_free() -> None:
+    """The first heartbeat after a long task may come before it has heard anything."""
+    ears = unheard(free=1, full=UNHEARD)
+    for _ in range(UNHEARD - 1):
+        assert not ears.deaf
+        ears.sent(full=False)
+    assert ears.deaf
 
 
 def test_a_deaf_worker_is_gone_within_a_minute() -> None:

@@ -8,7 +8,7 @@ What is not deafness:
 
 - Redis is away, full or silent: nothing is sent, so nothing can be missed, and the count starts anew.
 - The worker is busy: with every process at work it takes no message, and that is as it should be, for as long as one
-  task may take.
+  task may take. What went unheard meanwhile is not held against it when it is free again and has yet to listen.
 - The process was stopped for a while: heartbeats are counted, not seconds.
 
 A heartbeat is heard by the consumer itself: it never reaches the pool, nor Celery's events, nor Flower. At most one
@@ -70,20 +70,24 @@ class Ears:
     patience_when_full: int
     """Heartbeats that may go unheard beyond the usual while every process of the pool is at work."""
     unheard: int = 0
+    unheard_when_free: int = 0
+    """Those of them that were sent while a process of the pool had nothing to do."""
     heard_at: float | None = None
 
-    def sent(self) -> None:
+    def sent(self, *, full: bool) -> None:
         self.unheard += 1
+        self.unheard_when_free += not full
 
     def heard(self, at: float) -> None:
-        self.unheard, self.heard_at = 0, at
+        self.unheard, self.unheard_when_free, self.heard_at = 0, 0, at
 
     def nothing_sent(self) -> None:
         """Of what came before, nothing can be concluded any more."""
-        self.unheard = 0
+        self.unheard, self.unheard_when_free = 0, 0
 
-    def deaf(self, *, full: bool) -> bool:
-        return self.unheard >= UNHEARD + (self.patience_when_full if full else 0)
+    @property
+    def deaf(self) -> bool:
+        return self.unheard_when_free >= UNHEARD or self.unheard >= UNHEARD + self.patience_when_full
 
 
 ears: Final = Ears(patience_when_full=round(app.conf.task_time_limit / EVERY))
@@ -139,9 +143,9 @@ class Watch(threading.Thread):
         return f"reservoir:worker:{self._node}"
 
     def _beat(self) -> None:
-        if ears.deaf(full=self._full()):
+        if ears.deaf:
             self._give_up("deaf")
-        ears.sent()  # before it is: it may be heard before Redis has answered us
+        ears.sent(full=self._full())  # before it is: it may be heard before Redis has answered us
         try:
             self._send()
         except (RedisError, OSError):

@@ -58,6 +58,7 @@ REASONS: Final[Mapping[str, Advice]] = {
     "no-message-id": Advice("a request to Lockme's URL without a message id; Lockme did not send it", "nothing"),
     "not-looked-up": _NOT_KEPT,
     "lookup-not-kept": _NOT_KEPT,
+    "never-read": Advice("nobody has read it yet", "run it again, and it goes the whole way"),
     "lookup-refused": Advice("the provider's API refuses the call for good", "read the error"),
     "unknown-endpoint": Advice(
         "the endpoint is not in `reservoir.toml`",
