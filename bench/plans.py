@@ -20,6 +20,8 @@ _VALUE: Final = re.compile(r"%\((\w+)\)s")
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
 _SHOWN: Final = 60
 """Characters of a value that are shown at most."""
+_PLANNING: Final = 10.0
+"""About what PostgreSQL adds to a plan with values for having to make it each time (`choose_custom_plan`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,11 @@ class Explained:
     def buffers(self) -> int:
         """Pages that were looked at, in memory or on the disk."""
         return int(self.plan["Shared Hit Blocks"] + self.plan["Shared Read Blocks"])
+
+    @property
+    def may_be_generic(self) -> bool:
+        """PostgreSQL goes over to the plan without values only where that is expected to cost less."""
+        return bool(self.generic["Total Cost"] < self.plan["Total Cost"] + _PLANNING)
 
 
 def scans(plan: Mapping[str, Any]) -> set[str]:

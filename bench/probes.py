@@ -166,4 +166,4 @@ def probed(engine: Engine, history: History) -> dict[str, list[Explained]]:
 
 def read_whole(name: str, seen: Explained) -> set[str]:
     """The tables that a statement reads from end to end, in any plan that it may come to have."""
-    return scans(seen.plan) | (scans(seen.generic) if name in WORK else set())
+    return scans(seen.plan) | (scans(seen.generic) if name in WORK and seen.may_be_generic else set())

@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
+from ingest.ending import ended
 from ingest.inbox import CALM, connect
 from schemas.logs import log
 
@@ -82,8 +83,7 @@ class Acks:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         await self._tell()
         await self._redis.aclose()
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
 
+from ingest.ending import ended
 from ingest.inbox import Inbox, reason_of
 from ingest.keeper import Keeper
 from ingest.segment import Segment, said
@@ -48,8 +49,7 @@ class Drainer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_thread(self._give_back), STOP_WITHIN)
         self._thread.shutdown(wait=False)

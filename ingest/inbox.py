@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from ingest.ending import ended
 from ingest.nudge import Nudge
 from ingest.transaction import Wire, command
 from ingest.waiting import Row
@@ -149,8 +150,7 @@ class Inbox:
 
     async def aclose(self) -> None:
         if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+            await ended(self._probe)
         for wire in (*self._hurried_wires, *self._calm_wires):
             wire.close()
         await self._hurried.aclose()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from ingest.breaker import Breaker
+from ingest.ending import ended
 from ingest.inbox import FLUSHERS, Inbox, reason_of
 from ingest.spool import Spool
 from ingest.waiting import GROUP, GROUP_BYTES, Line, Row, Waiting
@@ -63,9 +64,7 @@ class Keeper:
             async with asyncio.timeout(EMPTY_WITHIN):
                 while self._at_redis or self._at_spool or self._under_way:  # noqa: ASYNC110  once in a life, for some milliseconds
                     await asyncio.sleep(0.01)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
         await self._spool.stop()
         await self._inbox.aclose()
 

@@ -180,6 +180,7 @@ def plan(node: str, table: str, pages: int) -> Explained:
         "Shared Hit Blocks": pages,
         "Shared Read Blocks": 1,
         "Actual Total Time": 1.5,
+        "Total Cost": 100.0,
     }
     return Explained(statement="SELECT", plan=shape, generic=shape, text="")
 
