@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schemas.delivery import PROCESS, now
 from schemas.endpoints import ConfigError, Endpoint
-from schemas.logs import about, log
+from schemas.logs import log
 from workers import calls, circuit, observed, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
 from workers.bucket import Buckets
@@ -231,11 +231,11 @@ def meaning(error: Exception) -> DeliveryError:
 
 
 def _log(job: Job, fate: Fate) -> None:
-    with about(delivery=job.raw.id, endpoint=job.raw.endpoint, provider=job.provider):
-        if isinstance(fate, ComesBack):
-            log.info("retry", reason=fate.error.reason, next=fate.at)
-        else:
-            log.info("processed", state=fate.state, reason=fate.reason)
+    whose = {"delivery": job.raw.id, "endpoint": job.raw.endpoint, "provider": job.provider}
+    if isinstance(fate, ComesBack):
+        log.info("retry", **whose, reason=fate.error.reason, next=fate.at)
+    else:
+        log.info("processed", **whose, state=fate.state, reason=fate.reason)
 
 
 def _outcome(delivery_id: UUID, attempt: int, fate: Fate) -> Outcome:
