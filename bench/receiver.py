@@ -218,16 +218,17 @@ def _kept(ground: Ground, contender: Contender, acked: int) -> int | None:
 def soak(ground: Ground, requests: int, say: Say) -> Soak:
     """So many requests over 32 connections; meanwhile the inbox is emptied, as workers would. Raises Refused."""
     ground.empty_redis()
-    taken, seen = 0, list[tuple[int, float]]()
+    taken, seen = set[bytes | str](), list[tuple[int, float]]()
     with _started(ground, receiver(ground)) as player, here(ground.client_core), ground.redis() as client:
         with _client(ground, player, MANY[0], f"--requests {requests}") as sending:
             while sending.alive:
                 time.sleep(LOOK_EVERY)
-                taken += _take(client)
-                seen.append((taken, player.server.rss_mb()))
+                taken |= _take(client)
+                seen.append((len(taken), player.server.rss_mb()))
             load = answered(sending.output(), player.contender.name)
         last = player.server.rss_mb()
-        kept = taken + (_kept(ground, player.contender, load.acked - taken) or 0)
+        _kept(ground, player.contender, load.acked - len(taken))
+        kept = len(taken | _take(client))
     first = next((mb for many, mb in seen if many >= requests / 10), last)
     largest = max([last, *(mb for _, mb in seen)])
     told = Soak(requests=requests, first=first, largest=largest, last=last, kept=kept, acked=load.acked)
@@ -238,13 +239,14 @@ def soak(ground: Ground, requests: int, say: Say) -> Soak:
     return told
 
 
-def _take(client: redis.Redis) -> int:
-    """Empties the inbox and its queues, and counts what was in the inbox."""
+def _take(client: redis.Redis) -> set[bytes | str]:
+    """Empties the inbox and its queues; the ids that were in the inbox. One that went by the spool may come again after
+    it was taken, and is still one delivery."""
     with suppress(redis.ResponseError):  # there is no inbox yet, or no more
         client.rename(INBOX, TAKEN)
-    many = int(client.hlen(TAKEN))
+    ids = set(client.hkeys(TAKEN))
     client.unlink(TAKEN, *client.scan_iter(_type="list"))
-    return many
+    return ids
 
 
 def inbox_memory(ground: Ground, say: Say, requests: int = MEMORY_REQUESTS) -> InboxMemory:

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis as redis_py
+from hypothesis import settings
 from sqlalchemy import Engine
 from xdist.scheduler import LoadScopeScheduling
 
@@ -21,6 +22,9 @@ from workers.database import engine as make_engine
 from workers.migrate import upgrade
 
 _numbers = itertools.count(1)
+# How long an example takes is the machine's affair; what hangs is ended by `timeout` in pyproject.toml.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
 # Some hundred interpreters are started by the tests; where this is set, each of them compiles all that is ours anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
