@@ -1,8 +1,8 @@
 """`make screens`: the pictures of the console in docs/screens, taken anew.
 
 The week of `tests.week` at a fixed moment, the real console over real PostgreSQL and Redis, a real browser. What is
-shown is always the same; how its letters are drawn is the machine's. `python -m tests.screens FOLDER all` takes every
-page in every form, to be looked at.
+shown is always the same; how its letters are drawn is the machine's. Every page in every form, to be looked at;
+docs/console.md shows some of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from itertools import product
@@ -28,7 +27,7 @@ from console.web.app import build
 from console.web.queue import ACKS
 from tests import week
 from tests.browsing import settings_of
-from tests.chromium import FOUND, MISSING, PHONE, THEMES, Theme, chromium, log_in, visitor
+from tests.chromium import FOUND, MISSING, PHONE, THEMES, chromium, log_in, visitor
 from tests.serving import serving
 from workers.database import engine
 from workers.migrate import upgrade
@@ -39,35 +38,6 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "screens"
 SIZES = {"desktop": {"width": 1200, "height": 640}, "phone": PHONE}
 COLOURS = 256
 
-
-@dataclass(frozen=True)
-class Shot:
-    """A picture: which page, how wide, in which light."""
-
-    name: str
-    size: str = "desktop"
-    theme: Theme = "light"
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}-{self.size}-{self.theme}.png"
-
-
-KEPT = (
-    Shot("overview"),
-    Shot("overview", theme="dark"),
-    Shot("overview", "phone"),
-    Shot("deliveries"),
-    Shot("delivery-parked"),
-    Shot("delivery-parked", "phone", "dark"),
-    Shot("bookings", theme="dark"),
-    Shot("booking"),
-    Shot("day"),
-    Shot("day", "phone"),
-    Shot("parked"),
-    Shot("audit"),
-)
-"""What docs/console.md shows."""
 
 NAMED = {
     "parked": "SELECT id FROM deliveries WHERE reason = 'malformed'",
@@ -98,6 +68,7 @@ def addresses(database: Engine) -> Mapping[str, str]:
         "delivery-applied": f"/deliveries/{named['applied']}",
         "booking": f"/bookings/{named['booking']}",
         "confirm": "/parked",
+        "replay": "/replay?state=parked",
     }
 
 
@@ -137,7 +108,7 @@ def small(picture: bytes) -> bytes:
     return made.getvalue()
 
 
-def main(folder: Path, shots: set[Shot] | None) -> None:
+def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with console_at(AT) as (url, database, redis), chromium() as browser:
         state = cookies(browser, url)
@@ -146,7 +117,6 @@ def main(folder: Path, shots: set[Shot] | None) -> None:
         week.tell(database, AT)
         redis.hset(ACKS, mapping=week.acks(AT))
         pages = addresses(database)
-        wanted = shots or {Shot(name, size, theme) for name, size, theme in product(pages, SIZES, THEMES)}
         for size, theme in product(SIZES, THEMES):
             settings = {"viewport": SIZES[size], "color_scheme": theme}
             with (
@@ -154,15 +124,13 @@ def main(folder: Path, shots: set[Shot] | None) -> None:
                 visitor(browser, url, **settings) as stranger,
             ):
                 for name, address in pages.items():
-                    shot = Shot(name, size, theme)
-                    if shot in wanted:
-                        picture = small(take(stranger if name == "login" else known, name, address))
-                        (folder / shot.file).write_bytes(picture)
-                        print(f"{shot.file}  {len(picture) / 1024:.0f} KiB")
+                    picture = small(take(stranger if name == "login" else known, name, address))
+                    file = folder / f"{name}-{size}-{theme}.png"
+                    file.write_bytes(picture)
+                    print(f"{file.name}  {len(picture) / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":
     if FOUND is None:
         sys.exit(f"screens: {MISSING}")
-    given = sys.argv[1:]
-    main(Path(given[0]) if given else FOLDER, None if "all" in given else set(KEPT))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
