@@ -161,7 +161,7 @@ def test_a_parked_delivery_is_found_understood_and_run_again(
         expect(page.get_by_role("heading", name="unknown-endpoint")).to_be_visible()
         expect(page.get_by_text("The endpoint is not in reservoir.toml.")).to_be_visible()
 
-        page.get_by_role("link", name="harbour-tours").click()
+        page.get_by_role("link", name="harbour-tours", exact=True).click()
         page.locator("tbody a.go").click()
         why = page.get_by_label("Why")
         expect(why).to_contain_text("No such endpoint is configured")

@@ -108,7 +108,8 @@ def test_a_new_one_that_does_not_start_leaves_the_old_one_in_its_place(make: Mak
 
 def test_without_a_held_socket_the_old_one_ends_first(make: Make) -> None:
     """Two could not have the same port; nobody mends what is being replaced."""
-    process = make("sleep 60")
+    process = make("sh -c 'trap \"sleep 0.3; exit\" TERM; echo ready; sleep 60 & wait'")  # it takes its time to end
+    time.sleep(0.3)
     old = process.popen
     steps = process.replace(lambda: process.popen is not old)
     next(steps)
