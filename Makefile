@@ -6,6 +6,10 @@ READY := $(VENV)/.ready
 # Whole processes are most of a test run; they wait more than they work. tests/conftest.py says who goes first.
 TEST_PROCESSES ?= 4
 
+# Databases and installations that live for a moment are kept in memory where there is room: a run writes 13 GB.
+TEST_DIR ?= $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
+PYTEST = $(if $(TEST_DIR),TMPDIR=$(TEST_DIR)) $(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES)
+
 # What `make chaos`, `make outage` and `make backlog` do when nothing else is said.
 SEED ?= 1
 EVENTS ?= 20000
@@ -51,10 +55,10 @@ bench-growth: $(READY) ## What a long history costs: DELIVERIES= BOOKINGS= ROUND
 	@$(BIN)/python -m bench.growth --deliveries $(DELIVERIES) $(if $(BOOKINGS),--bookings $(BOOKINGS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 test: $(READY) ## Everything but what takes long: unit, contract, integration against real servers
-	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m 'not long'
+	@$(PYTEST) -m 'not long'
 
 test-long: $(READY) ## The rest: bad weather, load balancers, long histories, plans, real runs of all parts
-	@$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) -m long
+	@$(PYTEST) -m long
 
 check: $(READY) ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check --quiet . || { echo 'run `make format`'; exit 1; }

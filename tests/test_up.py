@@ -275,6 +275,7 @@ API = CONFIG.replace("127.0.0.1:9", "127.0.0.1:{port}")
 BOOKING = json.dumps({"booking": {"@attributes": {"booking_id": "7"}, "status": "PAID"}}).encode()
 
 
+@pytest.mark.long
 def test_one_receiver_is_replaced_and_killed_without_a_refusal(tmp_path: Path) -> None:
     """On a laptop, without a load balancer; and the worker that is replaced ends its task first.
 
