@@ -64,8 +64,10 @@ class Clock:
         await asyncio.sleep(max(seconds / self.speed, at_least))
 
     async def until(self, moment: datetime) -> None:
-        """Waits for that moment of the schedule; one that is over is not waited for."""
-        await self.sleep(max(0.0, (moment - self.scheduled()).total_seconds()))
+        """Waits for that moment of the schedule, and not a moment less; one that is over is not waited for."""
+        while (left := (moment - self.scheduled()).total_seconds()) > 0:
+            await self.sleep(left)  # a loop may wake a fraction of a millisecond early, which is seconds of ours
+        await asyncio.sleep(0)
 
 
 DAY: Final = timedelta(hours=4)

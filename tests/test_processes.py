@@ -16,8 +16,10 @@ from console.context import CommandError
 from console.processes import HASTY, NotReplaced, Output, Process, pause
 from tests.serving import eventually
 
-SERVES = "sh -c 'test -S /proc/self/fd/$UVICORN_FD -o ! -d /proc && echo Uvicorn running on here && sleep 60'"
-"""Where it was given the socket."""
+SERVES = (
+    "sh -c 'test -S /proc/self/fd/$UVICORN_FD -o ! -d /proc && sleep 0.3 && echo Uvicorn running on here && sleep 60'"
+)
+"""Where it was given the socket, and not at once, so that there is a time in which both are there."""
 
 Make = Callable[..., Process]
 
