@@ -1,14 +1,7 @@
-"""What senders have lately had from us, endpoint by endpoint, in one hash of Redis for all receivers: alarms read it.
+"""What senders have lately had from us, endpoint by endpoint, in one hash of Redis for all receivers.
 
-`reservoir:acks` holds for each endpoint a JSON object:
-
-- `count`, `slowest_ms`: how many deliveries were answered in the last minute before `at`, and the slowest answer;
-- `failures_in_a_row`: how many of the last deliveries, one after the other, had a 503 from us; a 200 ends the row.
-  Some providers switch a webhook off after a few;
-- `at`: when this was written, Unix time. An endpoint to which nothing was sent lately is not written anew;
-- `slots`: the minute in steps, for the next receiver that adds to it.
-
-It is written now and then, off the way of a request, and never while Redis is not well. Knows no HTTP.
+`schemas.acks` names the hash and tells its form. It is written now and then, off the way of a request, and never while
+Redis is not well. Knows no HTTP, and not who reads it.
 """
 
 from __future__ import annotations
@@ -26,9 +19,9 @@ from redis.exceptions import RedisError
 
 from ingest.ending import ended
 from ingest.inbox import CALM, connect
+from schemas.acks import ACKS
 from schemas.logs import log
 
-ACKS: Final = "reservoir:acks"
 EVERY: Final = 5
 """Seconds between two writes, and the length of a slot."""
 MINUTE: Final = 60

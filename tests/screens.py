@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 
 from console.services import Embedded
 from console.web.app import build
-from console.web.queue import ACKS
+from schemas.acks import ACKS
 from tests import week
 from tests.browsing import settings_of
 from tests.chromium import FOUND, MISSING, PHONE, THEMES, chromium, log_in, visitor

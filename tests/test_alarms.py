@@ -29,11 +29,12 @@ from console.alarms.diary import Diary
 from console.alarms.findings import ALARMS, Finding, Judgement
 from console.alarms.incidents import News
 from console.alarms.ledger import FIRST, FOR, LEASE, LONGEST, adopt, backoff, claim, listed, not_sent, note, sent
-from console.alarms.looking import ACKS, Eyes, redis_client
+from console.alarms.looking import Eyes, redis_client
 from console.alarms.settings import WEBHOOK_SECRET, ToCommand
 from console.alarms.stopgap import KEY as STOPGAP
 from console.alarms.stopgap import Stopgap
 from console.cli import main
+from schemas.acks import ACKS
 from schemas.delivery import INBOX, new_id, now
 from schemas.endpoints import Endpoint, load
 from workers.database import engine as make_engine

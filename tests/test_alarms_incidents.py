@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 from console.alarms import findings
 from console.alarms.findings import ALARMS, BUSY, LANDED, QUIET, WAITING, Finding, Judgement, judge
 from console.alarms.incidents import AGAIN, MORE, REST, Incident, News, changes
-from console.alarms.looking import acks_of, oldest
+from console.alarms.looking import oldest
 from console.alarms.notice import about
 from console.alarms.rhythm import Rhythm
-from console.alarms.world import Acks, AtPostgres, AtRedis, Heard, Parked, Unsettled, Worker, World
+from console.alarms.world import AtPostgres, AtRedis, Heard, Parked, Unsettled, Worker, World
 from console.spooled import Spooled
+from schemas.acks import Acks, acks_of
 from schemas.delivery import new_id
 from schemas.endpoints import Endpoint
 
@@ -216,6 +218,35 @@ def test_acks_that_cannot_be_read_are_left_out() -> None:
     }
     at = datetime.fromtimestamp(1795176000.25, UTC)
     assert acks_of(told) == {"desk": acks(slowest=timedelta(milliseconds=12.5), failures_in_a_row=2, at=at)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slowest_ms": "x"},
+        {"slowest_ms": float("nan")},
+        {"slowest_ms": 1e300},
+        {"failures_in_a_row": None},
+        {"failures_in_a_row": float("inf")},
+        {"at": []},
+        {"at": float("nan")},
+        {"at": 1e12},  # each of these is out of range for another reason, and raises something else
+        {"at": 1e17},
+        {"at": 1e300},
+    ],
+)
+def test_one_value_that_cannot_be_read_leaves_its_endpoint_out(change: dict[str, Any]) -> None:
+    good = {"slowest_ms": 12.5, "failures_in_a_row": 2, "at": NOON.timestamp()}
+    told = {b"arcade": json.dumps(good | change).encode(), b"desk": json.dumps(good).encode()}
+    assert set(acks_of(told)) == {"desk"}
+
+
+@pytest.mark.parametrize("missing", ["slowest_ms", "failures_in_a_row", "at"])
+def test_acks_that_lack_a_value_are_left_out(missing: str) -> None:
+    whole = {"slowest_ms": 12.5, "failures_in_a_row": 2, "at": NOON.timestamp()}
+    part = {name: value for name, value in whole.items() if name != missing}
+    told = {b"arcade": json.dumps(part).encode(), b"\xff": json.dumps(whole).encode(), b"salon": b"null"}
+    assert acks_of(told) == {}
 
 
 def test_the_oldest_of_the_inbox_is_known_by_its_id() -> None:

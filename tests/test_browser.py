@@ -17,7 +17,7 @@ from redis import Redis
 from sqlalchemy import Engine, text
 
 from console.services import Embedded
-from console.web.queue import ACKS
+from schemas.acks import ACKS
 from schemas.delivery import now
 from tests import screens, week
 from tests.browsing import PASSWORD, processes

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-from unittest import mock
 
 import pytest
 
-from console.cli import main
 from schemas.endpoints import load
 from schemas.endpoints import path as hook_path
+from tests.commands import Command, Done, bare_environment, run
 
 GOOD = """
 [endpoints.arcade-vienna]
@@ -30,30 +27,11 @@ timezone = "Europe/Berlin"
 """
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Reservoir = Callable[..., Done]
-
-
 @pytest.fixture
-def reservoir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reservoir:
+def reservoir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command in a directory of its own, with an environment that holds nothing of ours."""
     monkeypatch.chdir(tmp_path)
-    bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|DATABASE_|REDIS_", name)}
-
-    def run(*words: str, **environment: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["reservoir", *words])
-        with mock.patch.dict(os.environ, {**bare, **environment}, clear=True), pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return partial(run, capsys)
 
 
 def complaint(done: Done, code: int) -> str:
@@ -105,7 +83,7 @@ def complaint(done: Done, code: int) -> str:
 )
 @pytest.mark.parametrize("command", ["up", "urls"])
 def test_a_bad_configuration_is_one_line(
-    reservoir: Reservoir,
+    reservoir: Command,
     tmp_path: Path,
     command: str,
     document: str,
@@ -120,12 +98,12 @@ def test_a_bad_configuration_is_one_line(
     assert not (tmp_path / ".reservoir").exists()
 
 
-def test_a_missing_file(reservoir: Reservoir) -> None:
+def test_a_missing_file(reservoir: Command) -> None:
     """The line names the file that was looked for."""
     assert "elsewhere.toml: no such file" in complaint(reservoir("up", "--config", "elsewhere.toml"), code=2)
 
 
-def test_a_secret_that_is_too_short(reservoir: Reservoir, tmp_path: Path) -> None:
+def test_a_secret_that_is_too_short(reservoir: Command, tmp_path: Path) -> None:
     """The URLs would be guessable."""
     (tmp_path / "reservoir.toml").write_text(GOOD, encoding="utf-8")
     assert "RESERVOIR_SECRET: is too short" in complaint(reservoir("urls", RESERVOIR_SECRET="short"), code=2)
@@ -137,8 +115,7 @@ def test_an_endpoint_that_can_do_nothing(tmp_path: Path) -> None:
         '[endpoints.room]\nprovider = "lockme"\ntimezone = "Europe/Warsaw"\n', encoding="utf-8"
     )
     command = [Path(sys.executable).with_name("reservoir"), "up", "--port", "0"]
-    bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|DATABASE_|REDIS_", name)}
-    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, cwd=tmp_path, env=bare_environment(), capture_output=True, text=True, timeout=90)
     line = complaint(Done(done.returncode, done.stdout, done.stderr), code=2)
     assert "endpoints.room" in line
     assert "RESERVOIR_ROOM_CLIENT_ID and RESERVOIR_ROOM_CLIENT_SECRET" in line
@@ -151,12 +128,12 @@ def test_an_endpoint_that_can_do_nothing(tmp_path: Path) -> None:
         ("postgresql://nobody@127.0.0.1:1/none", "PostgreSQL cannot be used", 1),
     ],
 )
-def test_a_database_that_is_none(reservoir: Reservoir, url: str, says: str, code: int) -> None:
+def test_a_database_that_is_none(reservoir: Command, url: str, says: str, code: int) -> None:
     """One line, whatever is wrong with it."""
     assert says in complaint(reservoir("bookings", "list", DATABASE_URL=url), code)
 
 
-def test_mistyped_names_are_one_line(reservoir: Reservoir, tmp_path: Path) -> None:
+def test_mistyped_names_are_one_line(reservoir: Command, tmp_path: Path) -> None:
     """An endpoint, a delivery's id; the first with what was probably meant."""
     (tmp_path / "reservoir.toml").write_text(GOOD, encoding="utf-8")
     mistyped = reservoir("lockme", "token", "dsk")
@@ -165,7 +142,7 @@ def test_mistyped_names_are_one_line(reservoir: Reservoir, tmp_path: Path) -> No
     assert "'x' is no delivery's id" in complaint(reservoir("deliveries", "show", "x"), code=1)
 
 
-def test_urls_before_anything_runs(reservoir: Reservoir, tmp_path: Path) -> None:
+def test_urls_before_anything_runs(reservoir: Command, tmp_path: Path) -> None:
     """The secret is made once, kept where only its owner reads it, and gives the same URLs from then on."""
     (tmp_path / "venues.toml").write_text(GOOD, encoding="utf-8")
     words = ("--config", "venues.toml", "--state-dir", "state")
@@ -187,7 +164,7 @@ def test_urls_before_anything_runs(reservoir: Reservoir, tmp_path: Path) -> None
     ]
 
 
-def test_a_command_brings_its_own_database(reservoir: Reservoir, tmp_path: Path) -> None:
+def test_a_command_brings_its_own_database(reservoir: Command, tmp_path: Path) -> None:
     """Where nothing runs, an embedded one is started for its duration: empty tables, and no traceback."""
     (tmp_path / "reservoir.toml").write_text(GOOD, encoding="utf-8")
     listed = reservoir("bookings", "list", "--json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,10 +12,13 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, make_url, select
 
-from console.web.queue import ACKS, Queue
+from console.web.queue import Queue
+from schemas.acks import ACKS
 from schemas.delivery import INBOX, State, new_id, now
 from schemas.endpoints import Endpoint, token
 from tests.browsing import SECRET, Browser, Page, console, settings_of
+from tests.open_console import browser as browser
+from tests.open_console import world as world
 from tests.serving import free_port
 from tests.world import VENUES, Clock, Script, Step, World, request, tell
 from workers.errors import MessageGone
@@ -27,19 +29,6 @@ from workers.tables import audit, deliveries, incidents
 PAGES = ("/", "/deliveries", "/bookings", "/bookings?all=yes", "/bookings?undated=yes", "/day", "/parked", "/audit")
 OURS = ["/static/htmx.min.js", "/static/console.js"]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
-
-
-@pytest.fixture
-def browser(database_url: str) -> Iterator[Browser]:
-    """In front of a console of its own machine, which needs no password."""
-    with console(settings_of(database_url, password=None)) as found:
-        yield found
-
-
-@pytest.fixture
-def world(engine: Engine) -> World:
-    """One endpoint of each provider, now."""
-    return World(engine, list(VENUES.values()), clock=Clock(now()))
 
 
 def told(world: World, provider: str, *steps: Step, **more: object) -> UUID:
@@ -143,7 +132,7 @@ def test_a_receiver_that_is_gone_is_not_shown_as_slow(redis: Redis, redis_url: s
     said = {"count": 9, "slowest_ms": 1200, "failures_in_a_row": 0, "at": at.timestamp()}
     redis.hset(ACKS, "arcade", json.dumps(said))
     queue = Queue(redis_url)
-    assert queue.look(at + timedelta(seconds=59)).slowest["arcade"].seconds == 1.2
+    assert queue.look(at + timedelta(seconds=59)).slowest["arcade"].slowest == timedelta(seconds=1.2)
     assert queue.look(at + timedelta(seconds=61)).slowest == {}
     queue.close()
 

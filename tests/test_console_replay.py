@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -20,6 +20,8 @@ from console.cli import app
 from console.web import acts
 from schemas.delivery import State, new_id, now
 from tests.browsing import Browser, Page, console, settings_of
+from tests.open_console import browser as browser
+from tests.open_console import world as world
 from tests.world import VENUES, Clock, Step, World, request, tell
 from workers.errors import Malformed
 from workers.provider import Element, Event, Failed, Ignored, Incoming
@@ -43,17 +45,6 @@ def unreadable(event: Event) -> Element:
 
 def of_no_interest(event: Event) -> Element:
     return Ignored(reason="provider-test")
-
-
-@pytest.fixture
-def browser(database_url: str) -> Iterator[Browser]:
-    with console(settings_of(database_url, password=None)) as found:
-        yield found
-
-
-@pytest.fixture
-def world(engine: Engine) -> World:
-    return World(engine, list(VENUES.values()), clock=Clock(now()))
 
 
 def told(world: World, *steps: Step, provider: str = "timekit", ago: timedelta = timedelta()) -> UUID:

@@ -10,7 +10,6 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -18,10 +17,6 @@ from typing import Any
 
 import pytest
 import typer.main
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from defusedxml import ElementTree
 
 from console.alarms.findings import ALARMS
@@ -30,6 +25,7 @@ from console.processes import GRANTED, procfile
 from console.samples import SAMPLES
 from schemas.delivery import State
 from schemas.endpoints import SECRET, WHATS, parse
+from tests.certificates import self_signed
 from workers import errors
 from workers.registry import discover
 
@@ -309,7 +305,7 @@ def test_haproxy_takes_what_the_page_says_of_it(tmp_path: Path) -> None:
     """The page's lines in their places in `deploy/haproxy.cfg`, with a certificate of the test's own."""
     bind, servers = blocks((DOCS / "deploying.md").read_text(encoding="utf-8"), "haproxy")
     certificate = tmp_path / "hooks.pem"
-    certificate.write_bytes(self_signed())
+    certificate.write_bytes(self_signed("hooks.example.org"))
     text = (ROOT / "deploy" / "haproxy.cfg").read_text(encoding="utf-8")
     text = re.sub(r"(?m)^resolvers docker\n(?: .*\n)+", "", text)
     text = re.sub(r"(?m)^ *server-template .*$", servers.rstrip(), text)
@@ -320,24 +316,3 @@ def test_haproxy_takes_what_the_page_says_of_it(tmp_path: Path) -> None:
         [str(HAPROXY), "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def self_signed() -> bytes:
-    """Certificate and key in one file, as HAProxy wants it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hooks.example.org")])
-    today = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(today - timedelta(days=1))
-        .not_valid_after(today + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return made.public_bytes(serialization.Encoding.PEM) + private

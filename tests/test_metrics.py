@@ -33,13 +33,14 @@ from world import NOON, Step, World, request, tell
 from console.metrics import alive, at_config, at_postgres, at_redis, at_spool, looks, tidy
 from console.spooled import Spooled, spooled
 from console.trial import Trial
-from ingest.acks import ACKS, Acks, Lately, merged
+from ingest.acks import Acks, Lately, merged
 from ingest.app import build
 from ingest.metrics import Tally
 from ingest.segment import Segment
 from ingest.settings import Settings
 from ingest.waiting import Row
 from schemas import metrics as names
+from schemas.acks import ACKS
 from schemas.delivery import INBOX, new_id, now, packed
 from schemas.endpoints import Endpoint, parse, path
 from schemas.meters import DIRECTORY, InFiles, Off, meters

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -25,10 +23,10 @@ from test_properties import by_provider, stands, stories, tried, world_of
 from world import NOON, VENUES, Script, Step, World, database, request, tell
 
 from console import replaying
-from console.cli import main
 from console.services import Embedded
 from schemas.booking import COLUMNS, Status, from_json
 from schemas.delivery import RawDelivery, State
+from tests.commands import Command, run
 from workers.bookings import OURS
 from workers.errors import Malformed
 from workers.provider import Element, Event, Failed, Ignored, Incoming, Provider
@@ -429,21 +427,10 @@ def _impatient(engine: Engine) -> Iterator[Engine]:
 # --- the command -------------------------------------------------------------------------------------------------
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Replay = Callable[..., Done]
-
-
 @pytest.fixture
 def replay(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Replay:
+) -> Command:
     """`reservoir replay` over the test's database, with a better eye for Timekit."""
     (tmp_path / "reservoir.toml").write_text(
         '[endpoints.studio]\nprovider = "timekit"\ntimezone = "Europe/Oslo"\n', encoding="utf-8"
@@ -451,19 +438,10 @@ def replay(
     monkeypatch.chdir(tmp_path)
     better = {**discover(), **reading("timekit", lambda _, event: noted(event))}
     monkeypatch.setattr(replaying, "discover", lambda: better)
-    bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|DATABASE_|REDIS_", name)}
-
-    def run(*words: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["reservoir", "replay", *map(str, words)])
-        environment = {**bare, "DATABASE_URL": database_url}
-        with mock.patch.dict(os.environ, environment, clear=True), pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return partial(run, capsys, "replay", DATABASE_URL=database_url)
 
 
-def test_the_command_shows_then_does_and_then_has_nothing_to_do(engine: Engine, replay: Replay) -> None:
+def test_the_command_shows_then_does_and_then_has_nothing_to_do(engine: Engine, replay: Command) -> None:
     sitting = desk(engine, "timekit", noted, Step(version=1, name="Ewa"), Step(version=2, booking=2, name="Jan"))
     before = sitting.everything()
     shown = replay("--since", "2026-11-20", "--dry-run")
@@ -493,7 +471,7 @@ def test_the_command_shows_then_does_and_then_has_nothing_to_do(engine: Engine, 
         (("--parser-before", "1"), 0),
     ],
 )
-def test_only_what_is_as_described(engine: Engine, replay: Replay, words: tuple[str, ...], count: int) -> None:
+def test_only_what_is_as_described(engine: Engine, replay: Command, words: tuple[str, ...], count: int) -> None:
     desk(
         engine,
         "timekit",
@@ -515,13 +493,13 @@ def test_only_what_is_as_described(engine: Engine, replay: Replay, words: tuple[
         (("--since", "7d", "--dry-run", "--endpoint", "studo"), "did you mean studio?"),
     ],
 )
-def test_mistakes_are_one_line(replay: Replay, words: tuple[str, ...], says: str) -> None:
+def test_mistakes_are_one_line(replay: Command, words: tuple[str, ...], says: str) -> None:
     done = replay(*words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert says in done.stderr
 
 
-def test_ctrl_c_says_how_far_it_came(engine: Engine, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_how_far_it_came(engine: Engine, replay: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     desk(engine, "timekit", noted, Step(version=1, name="Ewa"))
 
     def stopped(*_: Any, **__: Any) -> Any:
@@ -533,7 +511,9 @@ def test_ctrl_c_says_how_far_it_came(engine: Engine, replay: Replay, monkeypatch
     assert "stopped after 0 deliveries, which stay as they are now; run it again" in done.stderr
 
 
-def test_somebody_who_looks_sees_how_far_it_is(engine: Engine, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_who_looks_sees_how_far_it_is(
+    engine: Engine, replay: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On stderr: what it prints can go into a file."""
     desk(engine, "timekit", noted, *(Step(version=number, name="Ewa") for number in range(3)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine
 
-from console.cli import main
 from schemas.delivery import RawDelivery, State, new_id, now
 from schemas.endpoints import Endpoint
+from tests.commands import Command, Done, run
 from tests.world import NOON, VENUES, Script, Step, World, request, tell
 from workers.errors import MessageGone
 from workers.overdue import overdue
@@ -31,36 +27,20 @@ READ = "/message/90005"
 BOOKED = tell("lockme", Step(version=5, name="Jan", size=4))
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Retry = Callable[..., Done]
-
-
 @pytest.fixture
 def retry(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Retry:
+) -> Command:
     """`reservoir deliveries retry` over the test's database, without a Redis, and with nobody at the keyboard."""
     (tmp_path / "reservoir.toml").write_text(
         '[endpoints.escape]\nprovider = "lockme"\ntimezone = "Europe/Warsaw"\n', encoding="utf-8"
     )
     monkeypatch.chdir(tmp_path)
-    bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|DATABASE_|REDIS_", name)}
 
-    def run(*words: object, command: str = "retry") -> Done:
-        monkeypatch.setattr(sys, "argv", ["reservoir", "deliveries", command, *map(str, words)])
-        environment = {**bare, "DATABASE_URL": database_url}
-        with mock.patch.dict(os.environ, environment, clear=True), pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
+    def typed(*words: object, command: str = "retry") -> Done:
+        return run(capsys, "deliveries", command, *words, DATABASE_URL=database_url)
 
-    return run
+    return typed
 
 
 @pytest.fixture
@@ -90,7 +70,7 @@ def caught_up(world: World) -> None:
         world.work(row.id)
 
 
-def test_a_dead_letter_is_run_again_and_applied(world: World, retry: Retry) -> None:
+def test_a_dead_letter_is_run_again_and_applied(world: World, retry: Command) -> None:
     """By its id; the sweeper finds it without another word, and Lockme is told once it is safe."""
     identity = parked(world)
     before = now()
@@ -106,7 +86,7 @@ def test_a_dead_letter_is_run_again_and_applied(world: World, retry: Retry) -> N
     assert world.delivery(identity).acknowledged_at is not None
 
 
-def test_sameness_does_not_stop_a_replay(world: World, retry: Retry) -> None:
+def test_sameness_does_not_stop_a_replay(world: World, retry: Command) -> None:
     """A repeat of a message that another delivery brought is no `duplicate` by that alone: it is asked for and read."""
     first, repeat = message(), message()
     world.deliver(first, repeat)
@@ -121,7 +101,7 @@ def test_sameness_does_not_stop_a_replay(world: World, retry: Retry) -> None:
     assert [shown["customer_name"] for shown in world.rows()] == ["Jan"]
 
 
-def test_a_dead_letter_whose_message_came_again_is_read_all_the_same(world: World, retry: Retry) -> None:
+def test_a_dead_letter_whose_message_came_again_is_read_all_the_same(world: World, retry: Command) -> None:
     """Another delivery brought and applied the message meanwhile; without the operator's word that would be the end."""
     identity = parked(world)
     world.deliver(message(at=NOON + timedelta(minutes=1)))
@@ -133,7 +113,7 @@ def test_a_dead_letter_whose_message_came_again_is_read_all_the_same(world: Worl
     assert [event["delivery_id"] for event in world.events()] == [identity]  # the first receipt counts
 
 
-def test_answers_are_kept_unless_they_shall_be_asked_again(world: World, retry: Retry) -> None:
+def test_answers_are_kept_unless_they_shall_be_asked_again(world: World, retry: Command) -> None:
     """The provider may have forgotten the message; so it is not asked for what stands in `lookup`."""
     raw = message()
     world.deliver(raw)
@@ -147,7 +127,7 @@ def test_answers_are_kept_unless_they_shall_be_asked_again(world: World, retry: 
     assert READ in [call.path for call in world.script.asked[asked:]]
 
 
-def test_a_replay_tells_nothing_twice(world: World, retry: Retry) -> None:
+def test_a_replay_tells_nothing_twice(world: World, retry: Command) -> None:
     """Three times over: the same event, the same row, no change on record; each time `applied`, as it was."""
     raw = message()
     world.deliver(raw)
@@ -159,7 +139,7 @@ def test_a_replay_tells_nothing_twice(world: World, retry: Retry) -> None:
     assert (world.events(), world.rows(), world.changes()) == before
 
 
-def test_a_delivery_of_an_endpoint_that_was_added_later(engine: Engine, retry: Retry) -> None:
+def test_a_delivery_of_an_endpoint_that_was_added_later(engine: Engine, retry: Command) -> None:
     """It came when nobody knew the endpoint; with the endpoint in the configuration it is applied."""
     told = tell("timekit", Step(version=1, name="Kari", size=30))
     raw = request("studio", told.body, headers=told.headers)
@@ -173,7 +153,7 @@ def test_a_delivery_of_an_endpoint_that_was_added_later(engine: Engine, retry: R
     assert known.delivery(raw.id).provider == "timekit"
 
 
-def test_by_state_and_by_endpoint(world: World, retry: Retry) -> None:
+def test_by_state_and_by_endpoint(world: World, retry: Command) -> None:
     """Only what is as described; `--json` gives the ids, in order of receipt."""
     bad = [parked(world) for _ in range(2)]
     elsewhere = request("gone")
@@ -188,7 +168,9 @@ def test_by_state_and_by_endpoint(world: World, retry: Retry) -> None:
     assert json.loads(retry("--reason", "no-such-reason", "--json").stdout) == {"again": [], "held": []}
 
 
-def test_many_are_run_again_only_after_a_question(world: World, retry: Retry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_are_run_again_only_after_a_question(
+    world: World, retry: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A filter may catch more than was meant; where nobody can be asked, the answer is no."""
     raws = [request("gone") for _ in range(21)]
     world.deliver(*raws)
@@ -206,7 +188,7 @@ def test_many_are_run_again_only_after_a_question(world: World, retry: Retry, mo
     assert {world.verdict(raw.id)[0] for raw in raws} == {State.RECEIVED}
 
 
-def test_what_a_worker_holds_is_left_to_it(world: World, retry: Retry) -> None:
+def test_what_a_worker_holds_is_left_to_it(world: World, retry: Command) -> None:
     """Its save would undo the wish; when the lease has run out, nobody holds it."""
     identity = parked(world)
     retry(identity)
@@ -220,7 +202,7 @@ def test_what_a_worker_holds_is_left_to_it(world: World, retry: Retry) -> None:
     assert retry(identity).stdout == "retry: again=1 held=0\n"
 
 
-def test_what_waits_for_a_retry_need_not_wait(world: World, retry: Retry) -> None:
+def test_what_waits_for_a_retry_need_not_wait(world: World, retry: Command) -> None:
     """A `retrying` delivery goes on at once, with all of its attempts before it."""
     raw = message()
     world.script.lines = {}
@@ -242,7 +224,7 @@ def test_what_waits_for_a_retry_need_not_wait(world: World, retry: Retry) -> Non
         (("--state", "parked", "--endpoint", "escpe"), 1, "did you mean escape?"),
     ],
 )
-def test_mistakes_are_one_line(retry: Retry, words: tuple[str, ...], code: int, says: str) -> None:
+def test_mistakes_are_one_line(retry: Command, words: tuple[str, ...], code: int, says: str) -> None:
     """And nothing is done."""
     done = retry(*words)
     assert (done.returncode, done.stdout) == (code, "")
@@ -250,14 +232,14 @@ def test_mistakes_are_one_line(retry: Retry, words: tuple[str, ...], code: int, 
     assert done.stderr.count("\n") == 1
 
 
-def test_one_unknown_id_stops_all(world: World, retry: Retry) -> None:
+def test_one_unknown_id_stops_all(world: World, retry: Command) -> None:
     """Half of a list that was mistyped is not what was meant."""
     identity = parked(world)
     assert retry(identity, new_id()).returncode == 1
     assert world.verdict(identity)[0] == State.PARKED
 
 
-def test_the_list_of_dead_letters_says_what_is_wrong(world: World, retry: Retry) -> None:
+def test_the_list_of_dead_letters_says_what_is_wrong(world: World, retry: Command) -> None:
     """Reason and error stand in the table; a list can begin at a moment."""
     identity = parked(world)
     table = retry("--state", "parked", command="list").stdout

@@ -8,11 +8,10 @@ import json
 import os
 import re
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import psycopg
@@ -23,10 +22,10 @@ from test_up import LEAN, Up, running, scaled
 from world import NOON, VENUES, Script, World, answer, request
 
 from console import sending
-from console.cli import main
 from console.samples import MESSAGE, SAMPLES, Sample
 from console.sending import Sent, Wish
 from schemas.delivery import RawDelivery, State, new_id
+from tests.commands import Command, bare_environment, run
 from workers.pipeline import understand
 from workers.provider import Answer, Event, Failed, Ignored, Incoming
 from workers.registry import discover
@@ -152,11 +151,10 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 def send(up: Up, provider: str, situation: str, **how: str) -> Sent:
     state_dir = up.folder / ".reservoir"
-    bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|DATABASE_|REDIS_", name)}
     wish = Wish(
         config_file=up.folder / "reservoir.toml", state_dir=state_dir, provider=provider, situation=situation, **how
     )
-    with mock.patch.dict(os.environ, bare, clear=True):
+    with mock.patch.dict(os.environ, bare_environment(), clear=True):
         return sending.send(wish)
 
 
@@ -230,34 +228,15 @@ def test_samples_can_be_taken_away_again(up: Up) -> None:
 # --- what is sent ------------------------------------------------------------------------------------------------
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Reservoir = Callable[..., Done]
-
-
 @pytest.fixture
-def reservoir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reservoir:
+def reservoir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command in a directory of its own, where nothing runs."""
     (tmp_path / "reservoir.toml").write_text(CONFIG, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|DATABASE_|REDIS_", name)}
-
-    def run(*words: str, **environment: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["reservoir", "send", *words])
-        with mock.patch.dict(os.environ, {**bare, **environment}, clear=True), pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return partial(run, capsys, "send")
 
 
-def test_the_list_shows_every_sample(reservoir: Reservoir) -> None:
+def test_the_list_shows_every_sample(reservoir: Command) -> None:
     shown = json.loads(reservoir("--list", "--json").stdout)
     assert [(row["provider"], row["situation"]) for row in shown] == [
         (sample.provider, sample.situation) for sample in SAMPLES
@@ -266,7 +245,7 @@ def test_the_list_shows_every_sample(reservoir: Reservoir) -> None:
     assert all(sample.meaning in table for sample in SAMPLES)
 
 
-def test_what_goes_out_is_the_sample_signed_with_the_endpoint_s_secret(reservoir: Reservoir) -> None:
+def test_what_goes_out_is_the_sample_signed_with_the_endpoint_s_secret(reservoir: Command) -> None:
     """Of two secrets the first, which is the newest; a forged one is not signed."""
     came: list[bytes] = []
 
@@ -310,13 +289,13 @@ def _length(request: bytes) -> int:
         (("timekit", "create", "--to", "studio"), "--to takes a URL"),
     ],
 )
-def test_mistakes_are_one_line(reservoir: Reservoir, words: tuple[str, ...], says: str) -> None:
+def test_mistakes_are_one_line(reservoir: Command, words: tuple[str, ...], says: str) -> None:
     done = reservoir(*words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert says in done.stderr
 
 
-def test_nobody_there_is_one_line(reservoir: Reservoir) -> None:
+def test_nobody_there_is_one_line(reservoir: Command) -> None:
     done = reservoir("timekit", "create", "--to", f"http://127.0.0.1:{free_port()}/hooks/studio/token")
     assert (done.returncode, done.stdout) == (1, "")
     assert "/hooks/studio/…: no answer (ConnectError); is it running?" in done.stderr

@@ -6,16 +6,10 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import redis as redis_py
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import exceptions
@@ -23,6 +17,7 @@ from serving import listening
 
 from ingest.inbox import connect
 from ingest.transaction import Wire, command
+from tests.certificates import self_signed
 
 MOMENT = 2.0
 
@@ -148,9 +143,10 @@ def test_every_end_of_a_reply(said: list[bytes], error: str | None) -> None:
 
 def test_tls_stays_the_librarys(tmp_path: Path) -> None:
     """A transaction goes through whatever the library has opened."""
-    certificate, key = signed_by_itself(tmp_path)
+    certificate = tmp_path / "localhost.pem"
+    certificate.write_bytes(self_signed("localhost"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate)
     heard = bytearray()
 
     def redis_says(plain: socket.socket) -> None:
@@ -170,26 +166,3 @@ def test_tls_stays_the_librarys(tmp_path: Path) -> None:
     with listening(redis_says) as port:
         with_wire(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", work)
     assert heard.count(b"x") >= 100_000
-
-
-def signed_by_itself(folder: Path) -> tuple[Path, Path]:
-    """Certificate and key of `localhost`, for an hour."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / "certificate.pem", folder / "key.pem"
-    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return files

@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from console.alarms.rhythm import in_hours, instant_of
-from console.alarms.world import Acks, AtRedis, Heard, World
+from console.alarms.world import AtRedis, Heard, World
+from schemas.acks import Acks
 from schemas.delivery import door_of
 from schemas.endpoints import Endpoint
 

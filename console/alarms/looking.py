@@ -5,12 +5,11 @@ Only reads. Knows nothing of what is wrong with what it sees. No error's text is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -23,14 +22,13 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from console.alarms.diary import Diary
-from console.alarms.world import Acks, AtPostgres, AtRedis, Parked, Unsettled, Worker, World
+from console.alarms.world import AtPostgres, AtRedis, Parked, Unsettled, Worker, World
 from console.spooled import Spooled, spooled
+from schemas.acks import ACKS, acks_of
 from schemas.delivery import EPOCH, INBOX, MICROSECOND
 from schemas.endpoints import Endpoint
 from workers.database import reachable
 
-ACKS: Final = "reservoir:acks"
-"""What senders have lately had from us: the receivers write it, see `ingest/acks.py`."""
 WORKERS: Final = "reservoir:worker:"
 """What a worker leaves with each heartbeat, see `workers/watch.py`: when it heard last."""
 SAMPLE: Final = 1000
@@ -146,20 +144,6 @@ def oldest(ids: Iterable[bytes]) -> datetime | None:
 
 
 _OURS: Final = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
-
-
-def acks_of(told: Mapping[bytes, bytes]) -> dict[str, Acks]:
-    """What the receivers wrote, by endpoint; what cannot be read is left out."""
-    found = {}
-    for endpoint, said in told.items():
-        with suppress(ValueError, TypeError, KeyError, OverflowError):
-            document: Any = json.loads(said)
-            found[endpoint.decode()] = Acks(
-                slowest=timedelta(milliseconds=float(document["slowest_ms"])),
-                failures_in_a_row=int(document["failures_in_a_row"]),
-                at=datetime.fromtimestamp(float(document["at"]), UTC),
-            )
-    return found
 
 
 def _sorted(reasons: Iterable[str | None] | None) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from console.alarms.rhythm import Rhythm
 from console.spooled import Spooled
+from schemas.acks import Acks
 from schemas.endpoints import Endpoint
 
 
@@ -39,15 +40,6 @@ class Unsettled:
     count: int
     oldest: datetime
     reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Acks:
-    """What an endpoint's senders have lately had from us, see `ingest.acks`."""
-
-    slowest: timedelta
-    failures_in_a_row: int
-    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from console.web.chart import Chart, chart, first_hour
-from console.web.queue import Slowest
 from console.web.views import Views
+from schemas.acks import Acks
 from schemas.delivery import State, door_of
 from schemas.endpoints import Config
 
@@ -21,13 +21,12 @@ HIGH: Final = 0.5
 class Ack:
     """How long the slowest answer took lately, and how long the sender waits for one."""
 
-    slowest: Slowest
-    deadline: float
-    """Seconds."""
+    told: Acks
+    deadline: timedelta
 
     @property
     def share(self) -> float:
-        return self.slowest.seconds / self.deadline
+        return self.told.slowest / self.deadline
 
     @property
     def is_high(self) -> bool:
@@ -55,7 +54,7 @@ class Line:
     """Of today."""
 
 
-def lines(views: Views, config: Config, slowest: Mapping[str, Slowest], at: datetime) -> list[Line]:
+def lines(views: Views, config: Config, told: Mapping[str, Acks], at: datetime) -> list[Line]:
     """Every endpoint that is configured or has ever sent something, by name."""
     sent = views.endpoints()
     providers = {name: row["provider"] for name, row in sent.items()}
@@ -75,7 +74,7 @@ def lines(views: Views, config: Config, slowest: Mapping[str, Slowest], at: date
                 is_known=endpoint is not None,
                 latest=sent[name]["received_at"] if name in sent else None,
                 chart=chart(by_hour.get(name, {}), since, zone),
-                ack=_ack(slowest.get(name), provider),
+                ack=_ack(told.get(name), provider),
                 parked=troubled.get((name, State.PARKED), 0),
                 retrying=troubled.get((name, State.RETRYING), 0),
                 today=today,
@@ -85,6 +84,6 @@ def lines(views: Views, config: Config, slowest: Mapping[str, Slowest], at: date
     return found
 
 
-def _ack(slowest: Slowest | None, provider: str) -> Ack | None:
+def _ack(told: Acks | None, provider: str) -> Ack | None:
     deadline = door_of(provider).deadline
-    return None if slowest is None or deadline is None else Ack(slowest=slowest, deadline=deadline.total_seconds())
+    return None if told is None or deadline is None else Ack(told=told, deadline=deadline)

@@ -5,34 +5,23 @@ Redis may be away, or not be told to the console at all; then these are unknown,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from schemas.acks import ACKS, Acks, acks_of
 from schemas.delivery import INBOX
 
-ACKS: Final = "reservoir:acks"
-"""A hash that the receivers write, see `ingest/acks.py`."""
 PATIENCE: Final = 0.3
 """Seconds."""
 LATELY: Final = timedelta(minutes=1)
 """What a receiver said before that is no news: it may be gone, and nobody sends any more."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slowest:
-    """The slowest answer to an endpoint's sender, in the minute before `at`."""
-
-    seconds: float
-    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +30,7 @@ class Doorstep:
 
     inbox: int | None = None
     """Requests that no worker has fetched; None: unknown."""
-    slowest: Mapping[str, Slowest] = field(default_factory=dict)
+    slowest: Mapping[str, Acks] = field(default_factory=dict)
     """By endpoint; empty where the receivers do not tell."""
 
 
@@ -68,20 +57,13 @@ class Queue:
                 inbox, told = both.execute()
         except (RedisError, OSError):
             return Doorstep()
-        return Doorstep(inbox=int(inbox), slowest=_slowest(told, at))
+        return Doorstep(inbox=int(inbox), slowest=_lately(acks_of(told), at))
 
     def close(self) -> None:
         if self._redis:
             self._redis.close()
 
 
-def _slowest(told: Mapping[bytes, bytes], now: datetime) -> dict[str, Slowest]:
-    """What cannot be read, or is too old, is not told."""
-    found = {}
-    for endpoint, said in told.items():
-        with suppress(ValueError, TypeError, KeyError, OverflowError, OSError):
-            document: Any = json.loads(said)
-            at = datetime.fromtimestamp(float(document["at"]), UTC)
-            if now - at <= LATELY:
-                found[endpoint.decode()] = Slowest(seconds=float(document["slowest_ms"]) / 1000, at=at)
-    return found
+def _lately(told: Mapping[str, Acks], now: datetime) -> dict[str, Acks]:
+    """What is too old is not told."""
+    return {endpoint: acks for endpoint, acks in told.items() if now - acks.at <= LATELY}
