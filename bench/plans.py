@@ -8,12 +8,16 @@ the same connection has run it often enough.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import psycopg
+from psycopg.pq import PipelineStatus
 from sqlalchemy import Engine, event
+
+from workers.statements import Asked, onlookers
 
 _PLANNED: Final = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", re.IGNORECASE)
 _VALUE: Final = re.compile(r"%\((\w+)\)s")
@@ -59,34 +63,69 @@ def explained(engine: Engine) -> Iterator[list[Explained]]:
     """The statements that run inside through this engine, in their order."""
     seen: list[Explained] = []
 
-    def look(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if _PLANNED.match(statement):
-            seen.append(_explain(connection.connection.driver_connection, statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", look)
-    try:
+    with watched(engine) as look:
+        look.append(lambda *asked: seen.append(_explain(engine, *asked)))
         yield seen
+
+
+Look = Callable[["psycopg.Connection[Any]", str, Any], None]
+"""Is told a connection, a statement and its values, just before it runs."""
+
+
+@contextmanager
+def watched(engine: Engine) -> Iterator[list[Look]]:
+    """Whoever is in this list looks on: at what SQLAlchemy sends through this engine, and at our own pipelines."""
+    looks: list[Look] = []
+
+    def each(connection: psycopg.Connection[Any], statement: str, parameters: Any) -> None:
+        for look in looks if _PLANNED.match(statement) else ():
+            look(connection, statement, parameters)
+
+    def by_sqlalchemy(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        each(connection.connection.dbapi_connection, statement, parameters)
+
+    def by_us(connection: psycopg.Connection[Any], asked: Asked) -> None:
+        each(connection, asked.text, asked.values)
+
+    event.listen(engine, "before_cursor_execute", by_sqlalchemy)
+    onlookers.append(by_us)
+    try:
+        yield looks
     finally:
-        event.remove(engine, "before_cursor_execute", look)
+        onlookers.remove(by_us)
+        event.remove(engine, "before_cursor_execute", by_sqlalchemy)
 
 
-def _explain(connection: Any, statement: str, parameters: Any) -> Explained:
-    def ask(how: str, statement: str, parameters: Any = None) -> Any:
-        with connection.cursor() as cursor:
-            cursor.execute("SAVEPOINT explained")
-            rows = cursor.execute(f"EXPLAIN ({how}) {statement}", parameters, prepare=False).fetchall()
-            cursor.execute("ROLLBACK TO SAVEPOINT explained")
+def _explain(engine: Engine, connection: psycopg.Connection[Any], statement: str, parameters: Any) -> Explained:
+    alone = connection.autocommit and connection.pgconn.pipeline_status == PipelineStatus.OFF
+    first, last = ("BEGIN", "ROLLBACK") if alone else ("SAVEPOINT explained", "ROLLBACK TO SAVEPOINT explained")
+
+    def ask(how: str) -> Any:
+        connection.execute(first)
+        rows = connection.execute(f"EXPLAIN ({how}) {statement}", parameters, prepare=False).fetchall()
+        connection.execute(last)
         return rows
 
-    ((plan,),) = ask("ANALYZE, BUFFERS, FORMAT JSON", statement, parameters)
-    ((generic,),) = ask("GENERIC_PLAN, FORMAT JSON", _numbered(statement))
-    text = "\n".join(line for (line,) in ask("ANALYZE, BUFFERS", statement, parameters))
+    ((plan,),) = ask("ANALYZE, BUFFERS, FORMAT JSON")
+    ((generic,),) = _generic(engine, statement)
+    text = "\n".join(line for (line,) in ask("ANALYZE, BUFFERS"))
     return Explained(
         statement=statement,
         plan=plan[0]["Plan"],
         generic=generic[0]["Plan"],
         text=_LITERAL.sub(lambda found: found[0] if len(found[0]) <= _SHOWN else "'…'", text),
     )
+
+
+def _generic(engine: Engine, statement: str) -> Any:
+    """On a connection of its own: a pipeline wants a value for each number."""
+    held = engine.raw_connection()
+    try:
+        cursor = held.cursor()
+        cursor.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {_numbered(statement)}")
+        return cursor.fetchall()
+    finally:
+        held.close()
 
 
 def _numbered(statement: str) -> str:

@@ -57,7 +57,12 @@ OURS: Final = "reservoir"
 PARTS: Final = frozenset({"bench", "chaos", "console", "ingest", "schemas", "simulators", "workers"})
 """Whose frames are told where something was raised."""
 HEAD: Final = ("timestamp", "level", "logger", "process", "event", "delivery", "endpoint")
-QUIET: Final = {"httpx": logging.CRITICAL, "httpcore": logging.CRITICAL, "alembic": logging.WARNING}
+QUIET: Final = {
+    "httpx": logging.CRITICAL,
+    "httpcore": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "psycopg": logging.ERROR,
+}
 """Loggers that tell of every request and every step; what came of it is told by us."""
 HIDDEN: Final = "…"
 MOST_PLACES: Final = 5

@@ -19,11 +19,12 @@ from uuid import UUID
 import psycopg
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from world import NOON, VENUES, Step, World, request, tell
 
+from bench.plans import watched
 from schemas.delivery import INBOX, PROCESS, RawDelivery, State, new_id
 from workers import database, flower
 from workers.app import app, broker_url
@@ -66,14 +67,9 @@ def statements(engine: Engine) -> Iterator[list[str]]:
     """The SQL that is executed inside."""
     seen: list[str] = []
 
-    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        seen.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
+    with watched(engine) as looks:
+        looks.append(lambda connection, statement, values: seen.append(statement))
         yield seen
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
 
 
 # --- together --------------------------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ def test_one_that_cannot_land_stays_in_the_inbox_and_keeps_nobody_else_there(wor
     class Refuses(Store):
         def take(self, landings: Any, *args: Any) -> Any:
             if any(landing.raw.id == bad.id for landing in landings):
-                raise trouble_of(psycopg.errors.CheckViolation())
+                raise trouble(psycopg.errors.CheckViolation())
             return super().take(landings, *args)
 
     store = Refuses(world.engine)
@@ -340,11 +336,14 @@ def trouble_of(error: psycopg.Error) -> DBAPIError:
     ],
 )
 def test_what_passes_comes_back(kind: type[psycopg.Error]) -> None:
-    assert isinstance(trouble(trouble_of(kind("the connection is closed"))), DatabaseTrouble)
+    error = kind("the connection is closed")
+    assert isinstance(trouble(error), DatabaseTrouble)
+    assert isinstance(trouble(trouble_of(error)), DatabaseTrouble)
 
 
 def test_what_does_not_pass_is_ours(world: World) -> None:
     assert isinstance(trouble(PoolTimeout()), DatabaseTrouble)
+    assert isinstance(trouble(psycopg.errors.NumericValueOutOfRange()), OurFault)
     assert isinstance(trouble(trouble_of(psycopg.errors.NumericValueOutOfRange())), OurFault)
 
 

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, delete, text
-from sqlalchemy import event as sql_event
 from world import NOON, VENUES, Step, World, request, tell
 
+from bench.plans import watched as looked_at
 from schemas.delivery import RawDelivery, State
 from workers.bookings import Sheet, Telling
 from workers.job import Done
 from workers.provider import Event
 from workers.rebuild import Rebuild
+from workers.statements import Plain
 from workers.tables import deliveries
 
 pytestmark = pytest.mark.long
@@ -88,16 +90,14 @@ def watched(engine: Engine) -> Iterator[Reading]:
     """What is read of `booking_events` inside."""
     reading = Reading()
 
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def note(connection: psycopg.Connection[Any], statement: str, parameters: Any) -> None:
         if statement.startswith("SELECT") and "booking_events" in statement:
             reading.asked.append((statement, parameters))
-            reading.rows += cursor.rowcount
+            reading.rows += len(connection.execute(statement, parameters).fetchall())
 
-    sql_event.listen(engine, "after_cursor_execute", note)
-    try:
+    with looked_at(engine) as looks:
+        looks.append(note)
         yield reading
-    finally:
-        sql_event.remove(engine, "after_cursor_execute", note)
 
 
 # --- the next event --------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_booking_whose_events_are_all_gone_begins_anew(engine: Engine) -> None
 def write(engine: Engine, *tellings: Telling) -> None:
     """Tells them together."""
     with engine.begin() as connection:
-        sheet = Sheet(connection, tellings)
+        sheet = Sheet(Plain(connection), tellings)
         for telling in tellings:
             sheet.tell(telling)
         sheet.write()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, text
 from world import NOON, VENUES, World, answer, request
 
 from schemas.delivery import RawDelivery, State
 from workers.bookings import Sheet, Telling
 from workers.provider import Answer, Call, Event
+from workers.statements import Plain, Session, transaction
 
 SESSION = "9a1f6c1e-77d0-5b62-8e0a-3f1c2d4e5b60"
 
@@ -88,8 +91,17 @@ def test_a_repeat_that_is_read_while_the_first_is_asked_for_leaves_nothing_parke
     assert len(world.rows()) == 1
 
 
-def test_an_event_that_is_overtaken_while_it_waits_for_its_booking_comes_late(engine: Engine) -> None:
-    """It was the newest when its worker began, and is not when the booking is at last its own."""
+def plainly(engine: Engine, work: Callable[[Session], None]) -> None:
+    with engine.begin() as connection:
+        work(Plain(connection))
+
+
+@pytest.mark.parametrize("doing", [plainly, transaction])
+def test_an_event_that_is_overtaken_while_it_waits_for_its_booking_comes_late(
+    engine: Engine, doing: Callable[[Engine, Callable[[Session], None]], None]
+) -> None:
+    """It was the newest when its worker began, and is not when the booking is at last its own: also where the question
+    for the newest was sent along with the wish for the booking."""
     world = World(engine, [VENUES["timekit"]])
     first, older, newer = (request("studio", at=NOON + timedelta(minutes=minute)) for minute in range(3))
     world.land(first, older, newer)
@@ -98,16 +110,18 @@ def test_an_event_that_is_overtaken_while_it_waits_for_its_booking_comes_late(en
         return Telling(raw=raw, provider="timekit", said=[(0, Event(external_id="1", said=said))], parser=1)
 
     def write(telling: Telling) -> None:
-        with engine.begin() as connection:
-            sheet = Sheet(connection, [telling])
+        def tell(session: Session) -> None:
+            sheet = Sheet(session, [telling])
             sheet.tell(telling)
             sheet.write()
+
+        doing(engine, tell)
 
     write(told(first, note="first", source="web"))
     waiting = threading.Thread(target=write, args=[told(older, note="older", cancel_reason="rain")])
     with engine.begin() as connection:
         telling = told(newer, note="newer")
-        sheet = Sheet(connection, [telling])
+        sheet = Sheet(Plain(connection), [telling])
         waiting.start()
         until_somebody_waits(engine)
         sheet.tell(telling)

@@ -26,12 +26,13 @@ from world import NOON, SEVERAL, VENUES, Script, Step, World, answer, database, 
 from console.services import Embedded
 from schemas.booking import COLUMNS
 from schemas.delivery import RawDelivery, State
-from workers.bookings import Sheet, Telling, booking_id, refold
+from workers.bookings import Sheet, Telling, _Page, booking_id, refold
 from workers.errors import AwaitingBooking, BadSignature, ProviderUnavailable, Refused, Throttled
 from workers.fold import Row, Said, fold
 from workers.pipeline import look_up, understand
 from workers.provider import Answer, Call, Event, Failed, Ignored, Incoming, Recall
 from workers.registry import discover
+from workers.statements import Plain
 
 PROVIDERS = sorted(discover())
 by_provider = pytest.mark.parametrize("provider", PROVIDERS)
@@ -552,7 +553,7 @@ def both_ways(live: Callable[[], T]) -> tuple[T, T]:
     """What comes of it when only a few events are read, and when all are read for every save."""
     fewest = live()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sheet, "_glance", lambda sheet, pages, *_: sheet._complete(pages))
+        patch.setattr(_Page, "lacks", lambda *_: True)
         return fewest, live()
 
 
@@ -669,7 +670,7 @@ def test_whatever_is_told_in_whatever_order_a_row_is_the_fold_of_its_events(
         found: list[Any] = []
         for together in plot:
             with shared.begin() as connection:
-                sheet = Sheet(connection, together)
+                sheet = Sheet(Plain(connection), together)
                 for telling in together:
                     found += [sheet.near(telling.raw, asked) for asked, _ in telling.recalled]
                     with suppress(AwaitingBooking):

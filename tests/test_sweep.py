@@ -20,7 +20,6 @@ from uuid import UUID
 import pytest
 from redis import Redis
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 from world import NOON, VENUES, Step, World, request, tell
 
 from console.services import Embedded
@@ -28,7 +27,7 @@ from schemas.delivery import EPOCH, INBOX, PROCESS, RawDelivery, State, new_id
 from tests.lines import logged
 from workers.app import HOUSEKEEPING, app, broker_url
 from workers.database import engine as make_engine
-from workers.errors import ProviderUnavailable
+from workers.errors import DatabaseTrouble, ProviderUnavailable
 from workers.inbox import Inbox
 from workers.job import ComesBack
 from workers.land import land
@@ -191,7 +190,7 @@ def test_landing_puts_a_request_into_postgresql_and_out_of_the_inbox(yard: Yard)
 def test_a_request_stays_in_the_inbox_when_postgresql_is_away(yard: Yard) -> None:
     raw = yard.receive("timekit", ago=timedelta(0))
     away = replace(yard.world, engine=make_engine("postgresql:///reservoir?host=/nowhere"))
-    with pytest.raises(OperationalError):
+    with pytest.raises(DatabaseTrouble):
         land(raw.id, yard.inbox, away.store, away.config, away.providers, NOON)
     assert yard.inbox.get(raw.id) == raw.pack()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
@@ -37,8 +38,8 @@ class Stumbles:
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [
-        (OperationalError("INSERT", {}, Exception(SECRET)), State.RETRYING, "database-trouble"),
-        (DataError("INSERT", {}, Exception(SECRET)), State.PARKED, "internal-error"),
+        (OperationalError("INSERT", {}, psycopg.OperationalError(SECRET)), State.RETRYING, "database-trouble"),
+        (DataError("INSERT", {}, psycopg.DataError(SECRET)), State.PARKED, "internal-error"),
         (SoftTimeLimitExceeded(), State.RETRYING, "provider-unavailable"),
         (KeyError(SECRET), State.PARKED, "internal-error"),
     ],

@@ -22,8 +22,7 @@ from itertools import chain
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from sqlalchemy import TIMESTAMP, Connection, Select, Text, Uuid, and_, delete, or_, select, union_all
-from sqlalchemy import Row as SqlRow
+from sqlalchemy import TIMESTAMP, Connection, Text, Uuid, and_, delete, select, union_all
 
 from schemas.booking import COLUMNS, from_json, to_json
 from schemas.delivery import RawDelivery
@@ -31,6 +30,7 @@ from workers.errors import AwaitingBooking, Overtaken
 from workers.fold import Row, Said, difference, fold, kind_of_change
 from workers.provider import Event, Recall
 from workers.rows import among, inserted, newest, sought, updated
+from workers.statements import Asked, Plain, Session, Statement, document
 from workers.tables import ORDER, bookings, changes, events
 
 Place = tuple[UUID, int]
@@ -62,24 +62,51 @@ CHANGING: Final = frozenset({Effect.CHANGED, Effect.NAMED})
 OURS: Final = ("first_seen_at", "changed_at", "delivery_id")
 """The columns of a booking that are ours, and follow from its events as well."""
 IDENTITY: Final = ("id", "provider", "endpoint", "external_id")
-MAKE: Final = inserted(bookings, [*IDENTITY, *OURS]).on_conflict_do_nothing().returning(bookings.c.id)
-SHOW: Final = updated(bookings, [*COLUMNS, *OURS])
-TELL: Final = inserted(
-    events, ["booking_id", "delivery_id", "position", "version", "received_at", "same_as", "event", "parser"]
+
+CODES: Final = sought("codes", endpoint=Text(), reference=Text())
+NAMED: Final = Statement(
+    select(bookings.c.id, bookings.c.endpoint, bookings.c.reference).join(
+        CODES, and_(bookings.c.endpoint == CODES.c.endpoint, bookings.c.reference == CODES.c.reference)
+    )
 )
-NOTE: Final = inserted(changes, ["booking_id", "delivery_id", "kind", "diff"])
+"""The bookings of which only the code is told."""
+SPOKEN: Final = Statement(
+    select(events.c.delivery_id, events.c.booking_id).where(among(events.c.delivery_id)).distinct()
+)
+"""Those that deliveries spoke of before."""
+MAKE: Final = Statement(
+    inserted(bookings, [*IDENTITY, *OURS]).on_conflict_do_nothing().returning(bookings.c.id),
+)
+LOCK: Final = Statement(
+    select(*bookings.c).where(among(bookings.c.id)).order_by(bookings.c.id).with_for_update(),
+)
+"""After this, and not before, what is read of their events is all that there is."""
 
 AGAIN: Final = sought("again", booking_id=Uuid(), same_as=Text())
 NEAR: Final = sought("near", booking_id=Uuid(), since=TIMESTAMP(timezone=True), until=TIMESTAMP(timezone=True))
-GLANCE: Final = union_all(
-    newest(events, events.c.booking_id, ORDER),
-    select(events).join(AGAIN, and_(events.c.booking_id == AGAIN.c.booking_id, events.c.same_as == AGAIN.c.same_as)),
-    select(events).join(
-        NEAR,
-        and_(events.c.booking_id == NEAR.c.booking_id, events.c.received_at.between(NEAR.c.since, NEAR.c.until)),
-    ),
+GLANCE: Final = Statement(
+    union_all(
+        newest(events, events.c.booking_id, ORDER),
+        select(events).join(
+            AGAIN, and_(events.c.booking_id == AGAIN.c.booking_id, events.c.same_as == AGAIN.c.same_as)
+        ),
+        select(events).join(
+            NEAR,
+            and_(events.c.booking_id == NEAR.c.booking_id, events.c.received_at.between(NEAR.c.since, NEAR.c.until)),
+        ),
+    )
 )
-"""The newest event of each booking, and those that are told again or that a Recall asks for."""
+"""The newest event of each booking, and those that are told again or that a Recall asks for: no more of a long history
+than of a short one."""
+ALL: Final = Statement(select(*events.c).where(among(events.c.booking_id)))
+
+REMOVE: Final = Statement(delete(events).where(among(events.c.id)))
+FORGET: Final = Statement(delete(bookings).where(among(bookings.c.id)))
+SHOW: Final = Statement(updated(bookings, [*COLUMNS, *OURS]))
+TELL: Final = Statement(
+    inserted(events, ["booking_id", "delivery_id", "position", "version", "received_at", "same_as", "event", "parser"])
+)
+NOTE: Final = Statement(inserted(changes, ["booking_id", "delivery_id", "kind", "diff"]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +136,7 @@ class _Told:
 class _Page:
     """A locked booking: what it shows now, and what was told of it."""
 
-    row: SqlRow[Any]
+    row: Any
     columns: Mapping[str, Any] | None
     """None: it has just been made, and shows nothing yet."""
     ours: tuple[Any, ...]
@@ -135,7 +162,7 @@ class _Page:
             return _receipt(said) < _receipt(same.said)
         return any(said.order < one.said.order for one in self.told.values())
 
-    def take(self, row: SqlRow[Any]) -> None:
+    def take(self, row: Any) -> None:
         """An event that stands in the table."""
         one = _from_row(row)
         self.told[one.said.place] = one
@@ -161,7 +188,7 @@ class _Page:
         return self.folded
 
 
-_Coming = tuple[_Page, Said, str | None]
+_Coming = tuple[UUID, Said, str | None]
 """An event that is about to be told: its booking, where it stands in the order, and its sameness."""
 _Window = tuple[UUID, datetime, datetime]
 """A booking, and the times of receipt between which a Recall asks for its events."""
@@ -170,12 +197,13 @@ _Window = tuple[UUID, datetime, datetime]
 class Sheet:
     """The bookings that some deliveries speak of, until the end of the transaction."""
 
-    def __init__(self, connection: Connection, tellings: Sequence[Telling]) -> None:
-        self._connection = connection
+    def __init__(self, session: Session, tellings: Sequence[Telling]) -> None:
+        self._session = session
+        self._spoken: dict[UUID, set[UUID]] = {}
+        """Delivery → the bookings that it spoke of before."""
         self._foreseen: Set[tuple[UUID, Place]] = frozenset()
         """Which events were expected for which bookings when it was decided what to read."""
-        self._spoken = self._spoken_before([telling.raw.id for telling in tellings])
-        self._pages = self._opened(tellings)
+        self._pages = self._opened(tellings) if tellings else {}
         self._removed: list[int] = []
         self._changes: list[dict[str, Any]] = []
 
@@ -291,106 +319,53 @@ class Sheet:
 
     def _opened(self, tellings: Sequence[Telling]) -> dict[UUID, _Page]:
         """A page for every booking that may be touched: locked, always in the same order, so that nobody waits in a
-        ring; one that is not there yet is made, and filled before anybody else can see it."""
-        named = self._ids_of_codes(tellings)
-        windows = _windows(tellings)
-        fresh, meant = self._made(tellings)
+        ring; one that is not there yet is made, and filled before anybody else can see it.
+
+        Two round trips: which bookings those are, and then all of them with what is needed of their events.
+        """
+        named = self._named_before(tellings)
         spoken = set(chain.from_iterable(self._spoken.values()))
-        pages = self._locked(meant | named | {identity for identity, _, _ in windows} | spoken, fresh)
-        coming = _coming(tellings, pages)
-        self._glance([page for identity, page in pages.items() if identity not in fresh | spoken], coming, windows)
-        late = [page for page, said, same_as in coming if page.lacks(said, same_as)]
-        self._complete([*late, *(pages[identity] for identity in spoken)])
-        self._foreseen = {(page.row.id, said.place) for page, said, _ in coming}
+        windows, coming = _windows(tellings), _coming(tellings, named)
+        meant = {identity for identity, _, _ in coming} | {identity for identity, _, _ in windows}
+        missing = _identities(tellings)
+        made = self._session.send(MAKE(rows=document(missing))) if missing else ()
+        locked = self._session.send(LOCK(ids=sorted(meant | spoken)))
+        seen = self._session.send(_glance(meant - spoken, coming, windows))
+        fresh = {row.id for row in made}
+        pages = {row.id: _page(row, fresh=row.id in fresh) for row in locked}
+        for row in seen:
+            pages[row.booking_id].take(row)
+        for identity, page in pages.items():
+            if not page.told and identity not in spoken:
+                page.base = None
+        late = {
+            identity for identity, said, same_as in coming if identity in pages and pages[identity].lacks(said, same_as)
+        }
+        self._complete(pages[identity] for identity in late | spoken if identity in pages)
+        self._foreseen = {(identity, said.place) for identity, said, _ in coming}
         return pages
 
-    def _locked(self, identities: Set[UUID], fresh: Set[UUID]) -> dict[UUID, _Page]:
-        """After this, and not before, what is read of their events is all that there is."""
-        chosen = select(bookings).where(among(bookings.c.id)).order_by(bookings.c.id).with_for_update()
-        return {row.id: _page(row, fresh=row.id in fresh) for row in self._read(chosen, identities)}
-
-    def _glance(self, pages: Sequence[_Page], coming: Iterable[_Coming], windows: Iterable[_Window]) -> None:
-        """Reads the newest of their events, those that are told again, and those that a Recall asks for: no more of a
-        long history than of a short one."""
-        if not pages:
-            return
-        by_id = {page.row.id: page for page in pages}
-        again = [(page.row.id, same_as) for page, _, same_as in coming if page.row.id in by_id and same_as is not None]
-        near = [window for window in windows if window[0] in by_id]
-        wanted = {
-            "ids": sorted(by_id),
-            "again_booking_id": [identity for identity, _ in again],
-            "again_same_as": [same_as for _, same_as in again],
-            "near_booking_id": [identity for identity, _, _ in near],
-            "near_since": [since for _, since, _ in near],
-            "near_until": [until for _, _, until in near],
-        }
-        for row in self._connection.execute(GLANCE, wanted):
-            by_id[row.booking_id].take(row)
-        for page in pages:
-            if not page.told:
-                page.base = None
+    def _named_before(self, tellings: Sequence[Telling]) -> Mapping[tuple[str, str], Set[UUID]]:
+        """The bookings by endpoint and code, where a code is all that is told; and what was spoken of before."""
+        spoken = self._session.send(SPOKEN(ids=sorted(telling.raw.id for telling in tellings)))
+        codes = _codes(tellings)
+        found: dict[tuple[str, str], set[UUID]] = {}
+        if codes:
+            endpoints, references = zip(*codes, strict=True)
+            for row in self._session.send(NAMED(codes_endpoint=list(endpoints), codes_reference=list(references))):
+                found.setdefault((row.endpoint, row.reference), set()).add(row.id)
+        for row in spoken:
+            self._spoken.setdefault(row.delivery_id, set()).add(row.booking_id)
+        return found
 
     def _complete(self, pages: Iterable[_Page]) -> None:
         """Reads all events of these bookings."""
         short = {page.row.id: page for page in pages if page.base is not None}
-        for row in self._read(select(events).where(among(events.c.booking_id)), short):
-            short[row.booking_id].take(row)
+        if short:
+            for row in self._session.send(ALL(ids=sorted(short))):
+                short[row.booking_id].take(row)
         for page in short.values():
             page.base = page.folded = page.newest = None
-
-    def _made(self, tellings: Sequence[Telling]) -> tuple[set[UUID], set[UUID]]:
-        """Makes a row to lock where there is none; the new ones, and all that are meant."""
-        rows: dict[UUID, dict[str, Any]] = {}
-        for telling in tellings:
-            raw = telling.raw
-            for _, event in telling.said:
-                if event.external_id is None:
-                    continue
-                identity = booking_id(raw.endpoint, event.external_id)
-                rows.setdefault(
-                    identity,
-                    {
-                        "id": str(identity),
-                        "provider": telling.provider,
-                        "endpoint": raw.endpoint,
-                        "external_id": event.external_id,
-                        "first_seen_at": raw.received_at.isoformat(),
-                        "changed_at": raw.received_at.isoformat(),
-                        "delivery_id": str(raw.id),
-                    },
-                )
-        made = self._connection.execute(MAKE, {"rows": [rows[identity] for identity in sorted(rows)]}) if rows else ()
-        return {row.id for row in made}, set(rows)
-
-    def _ids_of_codes(self, tellings: Sequence[Telling]) -> set[UUID]:
-        """The bookings whose code is all that some event says."""
-        codes: dict[str, set[str]] = {}
-        for telling in tellings:
-            for _, event in telling.said:
-                if event.external_id is None and event.reference is not None:
-                    codes.setdefault(telling.raw.endpoint, set()).add(event.reference)
-        if not codes:
-            return set()
-        wanted = or_(
-            *(
-                and_(bookings.c.endpoint == endpoint, bookings.c.reference.in_(sorted(named)))
-                for endpoint, named in sorted(codes.items())
-            )
-        )
-        return set(self._connection.execute(select(bookings.c.id).where(wanted)).scalars())
-
-    def _spoken_before(self, delivery_ids: Sequence[UUID]) -> dict[UUID, set[UUID]]:
-        """The bookings that these deliveries spoke of before."""
-        told = select(events.c.delivery_id, events.c.booking_id).where(among(events.c.delivery_id)).distinct()
-        spoken: dict[UUID, set[UUID]] = {}
-        for row in self._read(told, delivery_ids):
-            spoken.setdefault(row.delivery_id, set()).add(row.booking_id)
-        return spoken
-
-    def _read(self, query: Select[Any], ids: Iterable[UUID]) -> Sequence[SqlRow[Any]]:
-        wanted = sorted(ids)
-        return self._connection.execute(query, {"ids": wanted}).all() if wanted else []
 
     # --- writing ---
 
@@ -400,19 +375,18 @@ class Sheet:
         gone = [page.row.id for page in pages if not page.told]
         shown = [_plain(page) for page in pages if page.told and _differs(page)]
         fresh = [one.row for page in pages for one in page.told.values() if one.id is None]
-        if self._removed:
-            self._connection.execute(delete(events).where(among(events.c.id)), {"ids": self._removed})
-        if gone:
-            self._connection.execute(delete(bookings).where(among(bookings.c.id)), {"ids": gone})
+        for statement, ids in ((REMOVE, self._removed), (FORGET, gone)):
+            if ids:
+                self._session.send(statement(ids=ids))
         for statement, rows in ((SHOW, shown), (TELL, fresh), (NOTE, self._changes)):
             if rows:
-                self._connection.execute(statement, {"rows": rows})
+                self._session.send(statement(rows=document(rows)))
 
     @classmethod
-    def of(cls, connection: Connection, identity: UUID) -> Sheet:
+    def of(cls, session: Session, identity: UUID) -> Sheet:
         """The sheet of one booking, if it is there."""
-        sheet = cls(connection, ())
-        sheet._pages = sheet._locked({identity}, frozenset())
+        sheet = cls(session, ())
+        sheet._pages = {row.id: _page(row, fresh=False) for row in session.send(LOCK(ids=[identity]))}
         sheet._complete(sheet._pages.values())
         return sheet
 
@@ -422,7 +396,7 @@ def write_events(
 ) -> list[Effect]:
     """Replaces what one delivery said. Raises AwaitingBooking."""
     telling = Telling(raw=raw, provider=provider, said=said, parser=parser)
-    sheet = Sheet(connection, [telling])
+    sheet = Sheet(Plain(connection), [telling])
     effects = sheet.tell(telling)
     sheet.write()
     return effects
@@ -433,7 +407,7 @@ def refold(connection: Connection, identity: UUID) -> bool:
 
     A row that no event speaks of any more is removed.
     """
-    sheet = Sheet.of(connection, identity)
+    sheet = Sheet.of(Plain(connection), identity)
     changed = sheet.refold()
     sheet.write()
     return changed
@@ -469,7 +443,7 @@ def _receipt(said: Said) -> tuple[datetime, UUID, int]:
     return (said.received_at, said.delivery_id, said.position)
 
 
-def _page(row: SqlRow[Any], *, fresh: bool) -> _Page:
+def _page(row: Any, *, fresh: bool) -> _Page:
     """A booking as its row shows it, which is what its events add up to; one that is fresh has none."""
     ours = tuple(getattr(row, name) for name in OURS)
     if fresh:
@@ -478,26 +452,68 @@ def _page(row: SqlRow[Any], *, fresh: bool) -> _Page:
     return _Page(row=row, columns=columns, ours=ours, base=Row(columns=columns, **dict(zip(OURS, ours, strict=True))))
 
 
-def _coming(tellings: Sequence[Telling], pages: Mapping[UUID, _Page]) -> list[_Coming]:
-    """What is about to be told to bookings of which there are other events. Which booking a code means may turn out
-    otherwise, where a telling before it changes the code."""
-    known = {identity: page for identity, page in pages.items() if page.base is not None}
-    if not known:
-        return []
-    codes: dict[tuple[str, str | None], list[_Page]] = {}
-    for page in known.values():
-        codes.setdefault((page.row.endpoint, page.row.reference), []).append(page)
+def _identities(tellings: Sequence[Telling]) -> list[Mapping[str, Any]]:
+    """A row for every booking that is told of by its id, in the order of our ids: to be made where there is none."""
+    rows: dict[UUID, Mapping[str, Any]] = {}
+    for telling in tellings:
+        raw = telling.raw
+        for _, event in telling.said:
+            if event.external_id is None:
+                continue
+            identity = booking_id(raw.endpoint, event.external_id)
+            rows.setdefault(
+                identity,
+                {
+                    "id": str(identity),
+                    "provider": telling.provider,
+                    "endpoint": raw.endpoint,
+                    "external_id": event.external_id,
+                    "first_seen_at": raw.received_at.isoformat(),
+                    "changed_at": raw.received_at.isoformat(),
+                    "delivery_id": str(raw.id),
+                },
+            )
+    return [rows[identity] for identity in sorted(rows)]
+
+
+def _codes(tellings: Sequence[Telling]) -> list[tuple[str, str]]:
+    """Endpoint and code, of bookings whose code is all that some event says."""
+    return sorted(
+        {
+            (telling.raw.endpoint, event.reference)
+            for telling in tellings
+            for _, event in telling.said
+            if event.external_id is None and event.reference is not None
+        }
+    )
+
+
+def _coming(tellings: Sequence[Telling], named: Mapping[tuple[str, str], Set[UUID]]) -> list[_Coming]:
+    """What is about to be told. Which booking a code means may turn out otherwise, where it changes meanwhile, or by
+    a telling before it."""
     coming: list[_Coming] = []
     for telling in tellings:
         endpoint = telling.raw.endpoint
         for position, event in telling.said:
-            if event.external_id is None:
-                meant = codes.get((endpoint, event.reference), [])
+            if event.external_id is not None:
+                meant: Iterable[UUID] = [booking_id(endpoint, event.external_id)]
             else:
-                identity = booking_id(endpoint, event.external_id)
-                meant = [known[identity]] if identity in known else []
-            coming += [(page, _said(telling, position, event), event.same_as) for page in meant]
+                meant = named.get((endpoint, event.reference or ""), ())
+            coming += [(identity, _said(telling, position, event), event.same_as) for identity in meant]
     return coming
+
+
+def _glance(identities: Set[UUID], coming: Iterable[_Coming], windows: Iterable[_Window]) -> Asked:
+    again = [(identity, same_as) for identity, _, same_as in coming if identity in identities and same_as is not None]
+    near = [window for window in windows if window[0] in identities]
+    return GLANCE(
+        ids=sorted(identities),
+        again_booking_id=[identity for identity, _ in again],
+        again_same_as=[same_as for _, same_as in again],
+        near_booking_id=[identity for identity, _, _ in near],
+        near_since=[since for _, since, _ in near],
+        near_until=[until for _, _, until in near],
+    )
 
 
 def _windows(tellings: Sequence[Telling]) -> list[_Window]:
@@ -546,7 +562,7 @@ def _from_event(identity: UUID, telling: Telling, position: int, event: Event) -
     )
 
 
-def _from_row(row: SqlRow[Any]) -> _Told:
+def _from_row(row: Any) -> _Told:
     said = Said(
         delivery_id=row.delivery_id,
         position=row.position,

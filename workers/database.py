@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -11,15 +13,18 @@ from psycopg.pq import PGconn, Ping
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.url import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from workers.errors import DatabaseTrouble, DeliveryError, OurFault
 
 NO_ANSWER: Final = 15.0
 """Seconds after which a worker takes the server for hung. What the server itself gives up on comes first."""
-PASSING: Final = (OperationalError, InterfaceError, InternalError)
+PASSING: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 """Connections, locks, deadlocks, shutdowns, a full disk, a transaction that another error ended."""
+STEADY: Final = " ".join(f"-c enable_{way}=off" for way in ("seqscan", "hashjoin", "mergejoin"))
+"""How a worker's statements are planned: from row to row by an index, as is right for a few rows of a large table. A
+plan is kept for as long as a connection lives, and what it was made for may have been a table that was still empty."""
 BEHIND: Final = frozenset({"42P01", "42703"})
 """A table or a column that is not there: the migration has not run yet."""
 
@@ -30,8 +35,11 @@ def sqlalchemy_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def engine(url: str, *, pool_size: int = 2, patience: str = "30s", pre_ping: bool = True) -> Engine:
-    """An engine for one process; every session speaks UTC, and gives up on a statement after `patience`."""
+def engine(url: str, *, pool_size: int = 2, patience: str = "30s", pre_ping: bool = True, more: str = "") -> Engine:
+    """An engine for one process; every session speaks UTC, and gives up on a statement after `patience`.
+
+    `more`: further options of its sessions, as libpq has them.
+    """
     return create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
@@ -39,7 +47,7 @@ def engine(url: str, *, pool_size: int = 2, patience: str = "30s", pre_ping: boo
         hide_parameters=True,  # they hold guests' data, and errors are logged
         connect_args={
             "connect_timeout": 5,
-            "options": f"-c timezone=UTC -c statement_timeout={patience} -c lock_timeout=10s",
+            "options": f"-c timezone=UTC -c statement_timeout={patience} -c lock_timeout=10s {more}",
         },
     )
 
@@ -49,7 +57,7 @@ def workers_engine(url: str) -> Engine:
 
     Whoever writes through it tries once more on a disconnect; that costs less than a ping before each transaction.
     """
-    made = engine(url, pool_size=6, patience="10s", pre_ping=False)
+    made = engine(url, pool_size=6, patience="10s", pre_ping=False, more=STEADY)
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> psycopg.Connection[Any]:
@@ -77,17 +85,24 @@ def reachable(engine: Engine) -> bool:
     return PGconn.ping(conninfo.encode()) == Ping.OK
 
 
-def trouble(error: SQLAlchemyError) -> DeliveryError:
+@contextmanager
+def told() -> Iterator[None]:
+    """An error of the database leaves it as what it means for a delivery."""
+    try:
+        yield
+    except (psycopg.Error, SQLAlchemyError) as error:
+        raise trouble(error) from None
+
+
+def trouble(error: SQLAlchemyError | psycopg.Error) -> DeliveryError:
     """What an error of the database means for a delivery: it comes back, or our own code is at fault.
 
     Only the error's class is told: its text quotes the values of the row.
     """
     if isinstance(error, PoolTimeout):
         return DatabaseTrouble("postgres: no connection was free")
-    if not isinstance(error, DBAPIError):
-        return OurFault(f"sqlalchemy: {type(error).__name__}")
-    said = f"postgres: {type(error.orig).__name__}"
-    behind = getattr(error.orig, "sqlstate", None) in BEHIND
-    if behind or isinstance(error, PASSING) or error.connection_invalidated:
-        return DatabaseTrouble(said)
-    return OurFault(said)
+    found = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(found, psycopg.Error):
+        return OurFault(f"sqlalchemy: {type(found).__name__}")
+    said = f"postgres: {type(found).__name__}"
+    return DatabaseTrouble(said) if isinstance(found, PASSING) or found.sqlstate in BEHIND else OurFault(said)

@@ -9,12 +9,10 @@ from typing import Final
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Config
 from schemas.logs import about, log
-from workers.database import trouble
 from workers.errors import DeliveryError, Park
 from workers.inbox import Inbox, unpacked
 from workers.job import Job, Landing
@@ -56,11 +54,10 @@ def take(
     landings = [landing(one, packed[one], config, providers, now) for one in delivery_ids if one in packed]
     try:
         jobs = store.take(landings, delivery_ids, now)
-    except SQLAlchemyError as error:
-        found = trouble(error)
-        if len(delivery_ids) == 1 or not isinstance(found, Park):
+    except Park as error:
+        if len(delivery_ids) == 1:
             raise
-        log.warning("one-by-one", step="land", deliveries=len(delivery_ids), first=delivery_ids[0], error=str(found))
+        log.warning("one-by-one", step="land", deliveries=len(delivery_ids), first=delivery_ids[0], error=str(error))
         endpoints = {one.raw.id: one.raw.endpoint for one in landings}
         jobs = []
         for one in delivery_ids:
@@ -82,11 +79,8 @@ def _alone(
 ) -> list[Job]:
     try:
         return take([delivery_id], inbox, store, config, providers, now)
-    except SQLAlchemyError as error:
-        found = trouble(error)
-        if not isinstance(found, Park):
-            raise
-        log.error("not-landed", error=str(found))
+    except Park as error:
+        log.error("not-landed", error=str(error))
         return []
 
 

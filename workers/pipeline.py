@@ -194,7 +194,8 @@ class _Passage:
         return self.ask(call)
 
     def ask(self, call: Call) -> Answer:
-        return self.parts.asks_for(self.provider, self.endpoint)(call)
+        with about(**_named([self.job])):
+            return self.parts.asks_for(self.provider, self.endpoint)(call)
 
     @cached_property
     def farewell(self) -> Call | None:
@@ -277,8 +278,7 @@ class _Batch:
             if passage.may_ask and not (self.free and self.parts.clock() <= self.until):
                 return None
             try:
-                with about(**_named([passage.job])):
-                    return _entry(passage, passage.found(self.until, nears.get(passage.job.raw.id)))
+                return _entry(passage, passage.found(self.until, nears.get(passage.job.raw.id)))
             except Exception as error:  # noqa: BLE001  one that stumbles keeps nobody else from going on
                 return _aside(passage.job, self.parts, self.parts.meaning(error))
 
@@ -333,8 +333,7 @@ class _Batch:
             if passage.farewell is None or not self.free or self.parts.clock() > until:
                 return False
             try:
-                with about(**_named([passage.job])):
-                    passage.ask(passage.farewell)
+                passage.ask(passage.farewell)
             except Exception as error:  # noqa: BLE001  as above
                 return self.parts.meaning(error)
             return True

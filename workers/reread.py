@@ -30,6 +30,7 @@ from workers.errors import AwaitingBooking, BadSignature, DeliveryError, Park, U
 from workers.pipeline import look_up, understand
 from workers.provider import Answer, Call, Element, Event, Failed, Ignored, Incoming, Provider, Recall
 from workers.rows import among
+from workers.statements import Plain
 from workers.store import job_of
 from workers.tables import bookings, deliveries, events
 
@@ -139,7 +140,7 @@ def tell_again(connection: Connection, readings: Sequence[Reading]) -> Told:
     told = Told()
     if not readings:
         return told
-    sheet = Sheet(connection, [reading.telling for reading in readings])
+    sheet = Sheet(Plain(connection), [reading.telling for reading in readings])
     for reading in readings:
         try:
             told.effects[reading.row.id] = sheet.tell(reading.telling)

@@ -5,7 +5,7 @@ One parameter, one plan, one round trip, however many rows there are; PostgreSQL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -21,6 +21,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal,
     literal_column,
     select,
     true,
@@ -55,6 +56,11 @@ def updated(table: SqlTable, columns: Sequence[str]) -> Update:
 def among(wanted: Column[Any]) -> ColumnElement[bool]:
     """Whether a column has one of the values in the parameter `ids`."""
     return wanted == any_(bindparam("ids", type_=ARRAY(wanted.type)))
+
+
+def one_of(column: Column[Any], words: Iterable[str]) -> ColumnElement[bool]:
+    """Whether a column has one of these words."""
+    return column == any_(literal([str(word) for word in sorted(words)], ARRAY(column.type)))
 
 
 def sought(name: str, **columns: TypeEngine[Any]) -> TableValuedAlias:

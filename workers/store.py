@@ -7,14 +7,14 @@ delivery is `workers.retry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, and_, case, func, null, or_, select, update
-from sqlalchemy import Row as SqlRow
-from sqlalchemy.exc import DBAPIError
+from psycopg import Cursor
+from sqlalchemy import TIMESTAMP, Engine, Text, and_, any_, bindparam, case, func, not_, null, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas.delivery import OPEN, RawDelivery, State
 from workers import database
@@ -23,7 +23,8 @@ from workers.errors import AwaitingBooking, DeliveryError, Overtaken
 from workers.fold import Said
 from workers.job import Entry, Job, Landing, Saved
 from workers.provider import Answer, Recall
-from workers.rows import among, given, inserted, updated
+from workers.rows import among, given, inserted, one_of, updated
+from workers.statements import Asked, Session, Statement, alone, document, transaction
 from workers.tables import bookings, deliveries, events
 
 T = TypeVar("T")
@@ -31,7 +32,13 @@ T = TypeVar("T")
 LEASE: Final = timedelta(seconds=25)
 """How long a worker may hold a delivery before somebody else looks at it. Asking and saving fit into it."""
 
-LAND: Final = (
+NOW: Final = bindparam("now", type_=TIMESTAMP(timezone=True))
+LEASED: Final = bindparam("leased", type_=TIMESTAMP(timezone=True))
+REASONS: Final = bindparam("reasons", type_=ARRAY(Text()))
+ENDPOINT: Final = bindparam("endpoint", type_=Text())
+ENDPOINTS: Final = bindparam("endpoints", type_=ARRAY(Text()))
+
+LAND: Final = Statement(
     inserted(
         deliveries,
         [
@@ -42,7 +49,68 @@ LAND: Final = (
     .on_conflict_do_nothing()
     .returning(deliveries.c.id)
 )
-OWE: Final = updated(deliveries, ["acknowledge_at"])
+
+# Held in the order of their ids: two workers may have been sent the same ones.
+_LOCKED: Final = select(deliveries.c.id).where(among(deliveries.c.id)).order_by(deliveries.c.id).with_for_update()
+_TAKEN: Final = update(deliveries).where(deliveries.c.id.in_(select(_LOCKED.cte("held").c.id))).returning(*deliveries.c)
+CLAIM: Final = Statement(
+    _TAKEN.where(one_of(deliveries.c.state, OPEN), deliveries.c.next_attempt_at <= NOW).values(
+        attempts=deliveries.c.attempts + 1, next_attempt_at=LEASED
+    )
+)
+CLAIM_TO_TELL: Final = Statement(
+    _TAKEN.where(not_(one_of(deliveries.c.state, OPEN)), deliveries.c.acknowledge_at <= NOW).values(
+        acknowledge_attempts=deliveries.c.acknowledge_attempts + 1, acknowledge_at=LEASED
+    )
+)
+LET_GO: Final = Statement(
+    update(deliveries)
+    .where(among(deliveries.c.id), one_of(deliveries.c.state, OPEN))
+    .values(
+        attempts=func.greatest(deliveries.c.attempts - 1, 0),
+        state=State.RETRYING,
+        reason=bindparam("why", type_=Text()),
+        error=bindparam("told", type_=Text()),
+        next_attempt_at=NOW,
+    )
+)
+
+TOLD_BEFORE: Final = Statement(
+    select(deliveries.c.id, deliveries.c.endpoint, deliveries.c.message_id, deliveries.c.lookup)
+    .where(
+        deliveries.c.endpoint == any_(ENDPOINTS),
+        among(deliveries.c.message_id),
+        or_(
+            one_of(deliveries.c.state, [State.APPLIED, State.STALE, State.IGNORED]),
+            and_(deliveries.c.state == State.PARKED, deliveries.c.reason == "unsupported-action"),
+        ),
+    )
+    .order_by(deliveries.c.id)
+)
+RECALL: Final = Statement(
+    select(
+        bookings.c.endpoint,
+        bookings.c.external_id,
+        events.c.event["said"]["provider_status"].astext.label("word"),
+        events.c.received_at,
+        events.c.delivery_id,
+        events.c.position,
+    )
+    .join(bookings, bookings.c.id == events.c.booking_id)
+    .where(
+        among(events.c.booking_id),
+        events.c.received_at.between(
+            bindparam("earliest", type_=TIMESTAMP(timezone=True)), bindparam("latest", type_=TIMESTAMP(timezone=True))
+        ),
+    )
+)
+
+HOLD: Final = Statement(
+    select(deliveries.c.id, deliveries.c.state)
+    .where(among(deliveries.c.id))
+    .order_by(deliveries.c.id)
+    .with_for_update()
+)
 SETTLED: Final = given(
     deliveries,
     [
@@ -50,7 +118,7 @@ SETTLED: Final = given(
         *("applied_at", "acknowledge_at", "acknowledge_attempts"),
     ],
 )
-SETTLE: Final = (
+SETTLE: Final = Statement(
     update(deliveries)
     .where(deliveries.c.id == SETTLED.c.id)
     .values(
@@ -65,6 +133,27 @@ SETTLE: Final = (
         }
     )
 )
+WAKE: Final = Statement(
+    update(deliveries)
+    .where(
+        deliveries.c.id.in_(
+            select(deliveries.c.id)
+            .where(
+                deliveries.c.state == State.RETRYING,
+                deliveries.c.reason == any_(REASONS),
+                deliveries.c.endpoint == ENDPOINT,
+                deliveries.c.next_attempt_at > NOW,
+            )
+            .with_for_update(skip_locked=True)
+        )
+    )
+    .values(next_attempt_at=NOW, attempts=func.greatest(deliveries.c.attempts - 1, 0))
+)
+
+ACKNOWLEDGED: Final = Statement(
+    update(deliveries).where(among(deliveries.c.id)).values(acknowledge_at=None, acknowledged_at=NOW)
+)
+OWE: Final = Statement(updated(deliveries, ["acknowledge_at"]))
 
 
 class Store:
@@ -77,35 +166,39 @@ class Store:
         """Whether PostgreSQL takes connections now; answers within a second."""
         return database.reachable(self.engine)
 
-    def _transaction(self, work: Callable[[Connection], T]) -> T:
-        """Does it in one transaction; once more on a new connection where the first one turned out to be dead, as all
-        connections of a pool are after PostgreSQL was restarted."""
-        try:
-            with self.engine.begin() as connection:
-                return work(connection)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-        with self.engine.begin() as connection:
-            return work(connection)
+    def _run(self, asked: Asked) -> Cursor[Any]:
+        """One statement, committed. Raises DeliveryError."""
+        with database.told():
+            return alone(self.engine, asked)
+
+    def _transaction(self, work: Callable[[Session], T]) -> T:
+        """Does it in one transaction. Raises DeliveryError."""
+        with database.told():
+            return transaction(self.engine, work)
 
     # --- landing and holding ---
 
     def land(self, landings: Sequence[Landing], now: datetime) -> None:
         """Puts raw requests into `deliveries`, due now; one that is there already is left as it is."""
-        self._transaction(lambda connection: _landed(connection, landings, attempts=0, due=now))
+        self._landed(landings, attempts=0, due=now)
 
     def take(self, landings: Sequence[Landing], delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
         """Puts raw requests into `deliveries`, and takes hold of those and of all others that are due, in the order
         of the ids. See `claim_all`."""
-
-        def work(connection: Connection) -> dict[UUID, Job]:
-            fresh = _landed(connection, landings, attempts=1, due=now + LEASE)
-            jobs = {landing.raw.id: _job_of(landing) for landing in landings if landing.raw.id in fresh}
-            return jobs | _claimed(connection, [one for one in delivery_ids if one not in fresh], now)
-
-        jobs = self._transaction(work)
+        fresh = self._landed(landings, attempts=1, due=now + LEASE)
+        jobs = {landing.raw.id: _job_of(landing) for landing in landings if landing.raw.id in fresh}
+        for claim in (CLAIM, CLAIM_TO_TELL):
+            left = sorted(one for one in delivery_ids if one not in jobs)
+            if left:
+                jobs |= {row.id: job_of(row) for row in self._run(claim(ids=left, now=now, leased=now + LEASE))}
         return [jobs[delivery_id] for delivery_id in delivery_ids if delivery_id in jobs]
+
+    def _landed(self, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
+        """The ids of those that were not there yet."""
+        if not landings:
+            return set()
+        rows = [_landing_row(one, attempts, due) for one in sorted(landings, key=lambda landing: landing.raw.id)]
+        return {row.id for row in self._run(LAND(rows=document(rows)))}
 
     def claim_all(self, delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
         """Takes hold of deliveries that are due; left out is what is not due, is held, is done, or is not there.
@@ -120,9 +213,7 @@ class Store:
 
     def let_go(self, jobs: Collection[Job], error: DeliveryError, now: datetime) -> None:
         """Makes due again what was held and not begun; that was no attempt."""
-        query = update(deliveries).where(among(deliveries.c.id), deliveries.c.state.in_(OPEN))
-        values = {"state": State.RETRYING, "reason": error.reason, "error": str(error), "next_attempt_at": now}
-        self._write(query.values(attempts=func.greatest(deliveries.c.attempts - 1, 0), **values), jobs)
+        self._run(LET_GO(ids=_ids(jobs), why=error.reason, told=str(error), now=now))
 
     # --- questions ---
 
@@ -135,21 +226,10 @@ class Store:
         asking = [job for job in jobs if job.message_id is not None and not job.applied and not job.replayed]
         if not asking:
             return {}
-        done = or_(
-            deliveries.c.state.in_([State.APPLIED, State.STALE, State.IGNORED]),
-            and_(deliveries.c.state == State.PARKED, deliveries.c.reason == "unsupported-action"),
-        )
-        query = (
-            select(deliveries.c.id, deliveries.c.endpoint, deliveries.c.message_id, deliveries.c.lookup)
-            .where(
-                deliveries.c.endpoint.in_(sorted({job.raw.endpoint for job in asking})),
-                among(deliveries.c.message_id),
-                done,
-            )
-            .order_by(deliveries.c.id)
-        )
-        wanted = {"ids": sorted({str(job.message_id) for job in asking})}
-        rows = self._transaction(lambda connection: connection.execute(query, wanted).all())
+        endpoints = sorted({job.raw.endpoint for job in asking})
+        rows = self._run(
+            TOLD_BEFORE(endpoints=endpoints, ids=sorted({str(job.message_id) for job in asking}))
+        ).fetchall()
         found: dict[UUID, dict[str, Answer]] = {}
         for job in asking:
             same = (job.raw.endpoint, job.message_id)
@@ -165,19 +245,7 @@ class Store:
         wanted = {booking_id(job.raw.endpoint, name) for job, recall in asked for name in recall.external_ids}
         earliest = min(job.raw.received_at - recall.within for job, recall in asked)
         latest = max(job.raw.received_at + recall.within for job, recall in asked)
-        query = (
-            select(
-                bookings.c.endpoint,
-                bookings.c.external_id,
-                events.c.event["said"]["provider_status"].astext.label("word"),
-                events.c.received_at,
-                events.c.delivery_id,
-                events.c.position,
-            )
-            .join(bookings, bookings.c.id == events.c.booking_id)
-            .where(among(events.c.booking_id), events.c.received_at.between(earliest, latest))
-        )
-        rows = self._transaction(lambda connection: connection.execute(query, {"ids": sorted(wanted)}).all())
+        rows = self._run(RECALL(ids=sorted(wanted), earliest=earliest, latest=latest))
         told = [(row.endpoint, row.external_id, _said(row)) for row in rows]
         return [
             near(
@@ -202,7 +270,7 @@ class Store:
         because what was recalled is not all any more: so of two workers who meet in a booking the second one knows of
         the first.
         """
-        saved, named = self._transaction(lambda connection: _saved(connection, entries, now))
+        saved, named = self._transaction(lambda session: _saved(session, entries, now))
         for endpoint in sorted(named):
             self.wake(endpoint, [AwaitingBooking.reason], now)
         return saved
@@ -216,29 +284,13 @@ class Store:
         of theirs: a busy hour must not use up their 24 hours. One that a worker holds looks the same and may be taken a
         second time, which changes nothing.
         """
-        waiting = (
-            select(deliveries.c.id)
-            .where(
-                deliveries.c.state == State.RETRYING,
-                deliveries.c.reason.in_(sorted(reasons)),
-                deliveries.c.endpoint == endpoint,
-                deliveries.c.next_attempt_at > now,
-            )
-            .with_for_update(skip_locked=True)
-        )
-        query = (
-            update(deliveries)
-            .where(deliveries.c.id.in_(waiting))
-            .values(next_attempt_at=now, attempts=func.greatest(deliveries.c.attempts - 1, 0))
-        )
-        return self._transaction(lambda connection: connection.execute(query).rowcount)
+        return self._run(WAKE(endpoint=endpoint, reasons=sorted(reasons), now=now)).rowcount
 
     # --- telling the provider ---
 
     def acknowledged(self, jobs: Collection[Job], now: datetime) -> None:
         """The provider knows that these deliveries are safe."""
-        query = update(deliveries).where(among(deliveries.c.id))
-        self._write(query.values(acknowledge_at=None, acknowledged_at=now), jobs)
+        self._run(ACKNOWLEDGED(ids=_ids(jobs), now=now))
 
     def acknowledge_again(self, when: Mapping[UUID, datetime | None]) -> None:
         """The providers could not be told; None: it is given up, the provider's repeats have ended too."""
@@ -246,56 +298,31 @@ class Store:
             {"id": str(delivery_id), "acknowledge_at": at.isoformat() if at else None}
             for delivery_id, at in sorted(when.items())
         ]
-        self._transaction(lambda connection: connection.execute(OWE, {"rows": rows}))
-
-    def _write(self, query: Any, jobs: Collection[Job]) -> None:
-        ids = {"ids": sorted(job.raw.id for job in jobs)}
-        self._transaction(lambda connection: connection.execute(query, ids))
+        self._run(OWE(rows=document(rows)))
 
 
 # --- landing and holding ---------------------------------------------------------------------------------------
 
 
-def _landed(connection: Connection, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
-    """The ids of those that were not there yet."""
-    rows = [
-        {
-            "id": str(landing.raw.id),
-            "endpoint": landing.raw.endpoint,
-            "provider": landing.provider,
-            "origin": landing.origin,
-            "received_at": landing.raw.received_at.isoformat(),
-            "method": landing.raw.method,
-            "headers": landing.raw.headers,
-            "body": "\\x" + landing.raw.body.hex(),
-            "message_id": landing.message_id,
-            "attempts": attempts,
-            "next_attempt_at": due.isoformat(),
-        }
-        for landing in sorted(landings, key=lambda landing: landing.raw.id)
-    ]
-    return set(connection.execute(LAND, {"rows": rows}).scalars()) if rows else set()
+def _ids(jobs: Iterable[Job]) -> list[UUID]:
+    return sorted(job.raw.id for job in jobs)
 
 
-def _claimed(connection: Connection, delivery_ids: Sequence[UUID], now: datetime) -> dict[UUID, Job]:
-    """Held in the order of their ids: two workers may have been sent the same ones."""
-    if not delivery_ids:
-        return {}
-    held = select(deliveries.c.id).where(among(deliveries.c.id)).order_by(deliveries.c.id).with_for_update()
-    held_ids = held.cte("held")
-    one = update(deliveries).where(deliveries.c.id.in_(select(held_ids.c.id))).returning(deliveries)
-    to_do = one.where(deliveries.c.state.in_(OPEN), deliveries.c.next_attempt_at <= now).values(
-        attempts=deliveries.c.attempts + 1, next_attempt_at=now + LEASE
-    )
-    to_tell = one.where(deliveries.c.state.not_in(OPEN), deliveries.c.acknowledge_at <= now).values(
-        acknowledge_attempts=deliveries.c.acknowledge_attempts + 1, acknowledge_at=now + LEASE
-    )
-    jobs: dict[UUID, Job] = {}
-    for query in (to_do, to_tell):
-        left = [one for one in delivery_ids if one not in jobs]
-        if left:
-            jobs |= {row.id: job_of(row) for row in connection.execute(query, {"ids": sorted(left)})}
-    return jobs
+def _landing_row(landing: Landing, attempts: int, due: datetime) -> dict[str, Any]:
+    raw = landing.raw
+    return {
+        "id": str(raw.id),
+        "endpoint": raw.endpoint,
+        "provider": landing.provider,
+        "origin": landing.origin,
+        "received_at": raw.received_at.isoformat(),
+        "method": raw.method,
+        "headers": raw.headers,
+        "body": "\\x" + raw.body.hex(),
+        "message_id": landing.message_id,
+        "attempts": attempts,
+        "next_attempt_at": due.isoformat(),
+    }
 
 
 def _job_of(landing: Landing) -> Job:
@@ -312,14 +339,11 @@ def _job_of(landing: Landing) -> Job:
 # --- the save --------------------------------------------------------------------------------------------------
 
 
-def _saved(connection: Connection, entries: Sequence[Entry], now: datetime) -> tuple[list[Saved | None], set[str]]:
+def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[list[Saved | None], set[str]]:
     """What became of each entry, and the endpoints where the code of a booking became known."""
-    held = select(deliveries.c.id, deliveries.c.state).where(among(deliveries.c.id)).order_by(deliveries.c.id)
-    ids = {"ids": sorted(entry.job.raw.id for entry in entries)}
-    states = {row.id: State(row.state) for row in connection.execute(held.with_for_update(), ids)}
-    unsettled = [entry for entry in entries if states.get(entry.job.raw.id) in OPEN]
-    tellings = {entry.job.raw.id: telling for entry in unsettled if (telling := _telling(entry)) is not None}
-    sheet = Sheet(connection, list(tellings.values()))
+    held = session.send(HOLD(ids=_ids(entry.job for entry in entries)))
+    sheet = Sheet(session, [telling for entry in entries if (telling := _telling(entry)) is not None])
+    states = {row.id: State(row.state) for row in held}
     saved: list[Saved | None] = []
     named: set[str] = set()
     rows = []
@@ -339,7 +363,7 @@ def _saved(connection: Connection, entries: Sequence[Entry], now: datetime) -> t
             named.add(entry.job.raw.endpoint)
     sheet.write()
     if rows:
-        connection.execute(SETTLE, {"rows": rows})
+        session.send(SETTLE(rows=document(rows)))
     return saved, named
 
 
@@ -401,7 +425,7 @@ def _said(row: Any) -> Said:
     )
 
 
-def job_of(row: SqlRow[Any]) -> Job:
+def job_of(row: Any) -> Job:
     """A row of `deliveries` as a worker holds it."""
     raw = RawDelivery(
         id=row.id,

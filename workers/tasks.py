@@ -207,7 +207,7 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop) -> tuple[list[Job], dict[UUI
     parts, began = shop.parts, time.time_ns()
     try:
         jobs = take(ids, shop.inbox, shop.store, parts.config, parts.providers, now())
-    except (SQLAlchemyError, RedisError) as error:
+    except (DeliveryError, RedisError) as error:
         found = meaning(error)
         log.warning("not-taken", deliveries=len(ids), first=ids[0], reason=found.reason, error=str(found))
         return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))

@@ -1,0 +1,154 @@
+"""Statements that share a round trip: each in its turn, all or nothing, and a second connection where one is dead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, Text, bindparam, literal, select, text
+
+from workers.database import workers_engine
+from workers.statements import Asked, Session, Statement, alone, document, onlookers, transaction
+
+ONE = Asked("SELECT %(number)s::int AS number", {"number": 1})
+NOTE = Statement(text("INSERT INTO notes VALUES (:number)").bindparams(bindparam("number", required=True)))
+WRONG = Asked("SELECT 1 / %(nothing)s::int", {"nothing": 0})
+
+
+@pytest.fixture
+def pool(database_url: str) -> Iterator[Engine]:
+    """An engine as a worker has it, and a table to write to."""
+    made = workers_engine(database_url)
+    alone(made, Asked("CREATE TABLE notes (number int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)", {}))
+    yield made
+    alone(made, Asked("DROP TABLE notes", {}))
+    made.dispose()
+
+
+def notes(engine: Engine) -> list[int]:
+    return [row.number for row in alone(engine, Asked("SELECT number FROM notes ORDER BY number", {}))]
+
+
+def test_a_statement_is_rendered_once_and_wants_its_values() -> None:
+    greeting = Statement(select(literal("hello").label("said"), bindparam("name", type_=Text()).label("name")))
+    asked = greeting(name="Ewa")
+    assert asked.values == {"param_1": "hello", "name": "Ewa"}
+    assert greeting(name="Jan").text is asked.text
+    assert greeting().values == {"param_1": "hello"}
+
+
+def test_a_value_that_is_missing_is_no_null(pool: Engine) -> None:
+    with pytest.raises(psycopg.ProgrammingError, match="number"):
+        alone(pool, NOTE())
+
+
+def test_rows_travel_as_one_document() -> None:
+    assert document([{"name": "Zo\u00eb"}]) == '[{"name": "Zo\\u00eb"}]'
+
+
+def test_what_is_sent_comes_back_in_its_order(pool: Engine) -> None:
+    def work(session: Session) -> list[int]:
+        found = [session.send(Asked(ONE.text, {"number": number})) for number in range(20)]
+        return [row.number for rows in reversed(found) for row in rows]
+
+    assert transaction(pool, work) == list(reversed(range(20)))
+
+
+def test_each_sees_what_those_before_it_did(pool: Engine) -> None:
+    def work(session: Session) -> list[int]:
+        counted = []
+        for number in range(3):
+            session.send(NOTE(number=number))
+            counted.append(session.send(Asked("SELECT count(*) AS notes FROM notes", {})))
+        return [row.notes for rows in counted for row in rows]
+
+    assert transaction(pool, work) == [1, 2, 3]
+    assert notes(pool) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_an_error_leaves_nothing_behind_whether_anybody_read_the_result_or_not(pool: Engine, read: bool) -> None:
+    def work(session: Session) -> None:
+        session.send(NOTE(number=1))
+        found = session.send(WRONG)
+        session.send(NOTE(number=2))
+        if read:
+            list(found)
+
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        transaction(pool, work)
+    assert notes(pool) == []
+
+
+def test_an_error_of_the_commit_itself_is_told(pool: Engine) -> None:
+    def work(session: Session) -> None:
+        session.send(NOTE(number=1))
+        session.send(NOTE(number=1))
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        transaction(pool, work)
+    assert notes(pool) == []
+
+
+def test_what_stumbles_in_between_leaves_nothing_behind(pool: Engine) -> None:
+    def work(session: Session) -> None:
+        session.send(NOTE(number=1))
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        transaction(pool, work)
+    assert notes(pool) == []
+
+
+def test_a_connection_goes_back_as_the_pool_knows_it(pool: Engine) -> None:
+    """In the middle of nothing, and beginning transactions by itself as SQLAlchemy expects."""
+    alone(pool, NOTE(number=1))
+    with pytest.raises(psycopg.Error):
+        transaction(pool, lambda session: list(session.send(WRONG)))
+    with pool.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        assert not driver.autocommit
+        connection.execute(text("INSERT INTO notes VALUES (2)"))
+        connection.rollback()
+    assert notes(pool) == [1]
+
+
+def test_a_dead_connection_costs_one_more_try_and_all_like_it_are_left(pool: Engine) -> None:
+    with pool.connect(), pool.connect():
+        pass  # two in the pool
+    pid = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = %s"
+    with psycopg.connect(pool.url.set(drivername="postgresql").render_as_string(hide_password=False)) as other:
+        assert len(other.execute(pid, [other.info.dbname]).fetchall()) >= 2
+    transaction(pool, lambda session: session.send(NOTE(number=1)))
+    assert notes(pool) == [1]
+
+
+def test_an_onlooker_sees_what_goes_through_a_pipeline(pool: Engine) -> None:
+    seen: list[Asked] = []
+
+    def look(connection: psycopg.Connection[Any], asked: Asked) -> None:
+        seen.append(asked)
+
+    onlookers.append(look)
+    try:
+        transaction(pool, lambda session: list(session.send(ONE)))
+    finally:
+        onlookers.remove(look)
+    assert [asked.text.split()[0] for asked in seen] == ["BEGIN", "SELECT", "COMMIT"]
+
+
+def test_nobody_waits_before_a_result_is_read(pool: Engine) -> None:
+    nap = Asked("SELECT pg_sleep(0.3)", {})
+
+    def work(session: Session) -> tuple[float, float]:
+        began = time.monotonic()
+        naps = [session.send(nap) for _ in range(3)]
+        sent = time.monotonic()
+        list(naps[0])
+        return sent - began, time.monotonic() - began
+
+    sending, reading = transaction(pool, work)
+    assert sending < 0.3 <= reading

@@ -1,0 +1,150 @@
+"""Statements on their way to PostgreSQL: written with SQLAlchemy, rendered once, sent by psycopg.
+
+SQLAlchemy's own way of executing costs more than most of our statements cost PostgreSQL (docs/performance.md), and each
+of them waits for the one before. Here what is sent goes out when somebody reads a result: so several statements share
+one round trip, and still run one after the other, each in sight of what was committed when its turn came.
+
+Knows no table. What an error means is `workers.database`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar, cast
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Connection, Engine
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.sql import ClauseElement
+
+T = TypeVar("T")
+
+Result = Iterable[Any]
+"""Rows with their columns as attributes. Reading it waits for it, and for all that was sent before it."""
+
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A statement with its values."""
+
+    text: str
+    values: Mapping[str, Any]
+
+
+onlookers: Final[list[Callable[[psycopg.Connection[Any], Asked], None]]] = []
+"""Who wants to see each statement just before it is sent through a pipeline: EXPLAIN, and tests. In life nobody."""
+
+BEGIN: Final = Asked("BEGIN", {})
+COMMIT: Final = Asked("COMMIT", {})
+
+
+class Statement:
+    """A statement, rendered once. Calling it gives it its values, by name."""
+
+    def __init__(self, written: ClauseElement) -> None:
+        compiled = written.compile(dialect=_DIALECT)
+        wanted = {name for name, bind in compiled.binds.items() if bind.required}  # type: ignore[attr-defined]
+        self.text: Final = str(compiled)
+        self._fixed: Final = {name: value for name, value in compiled.params.items() if name not in wanted}
+
+    def __call__(self, **values: Any) -> Asked:
+        return Asked(self.text, {**self._fixed, **values})
+
+
+def document(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as the one value in which they travel, see `workers.rows`."""
+    return json.dumps(rows)
+
+
+class Session(Protocol):
+    """A transaction that somebody has begun."""
+
+    def send(self, asked: Asked) -> Result:
+        """Sends it, if need be together with what else is sent before a result is read. An error of it may show only
+        then, or at the end of the transaction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """In a transaction of SQLAlchemy's, with its errors; each statement is sent at once."""
+
+    connection: Connection
+
+    def send(self, asked: Asked) -> Result:
+        return self.connection.exec_driver_sql(asked.text, dict(asked.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """On a connection of psycopg's, with its errors; in its pipeline, if it has been opened."""
+
+    connection: psycopg.Connection[Any]
+
+    def send(self, asked: Asked) -> psycopg.Cursor[Any]:
+        for look in onlookers:
+            look(self.connection, asked)
+        return self.connection.cursor(row_factory=namedtuple_row).execute(asked.text, asked.values)
+
+
+def transaction(engine: Engine, work: Callable[[Session], T]) -> T:
+    """Does it in one transaction; on a second connection where the first turned out to be dead, as all connections of
+    a pool are after PostgreSQL was restarted. Raises what psycopg and SQLAlchemy's pool raise."""
+
+    def done(connection: psycopg.Connection[Any]) -> T:
+        with connection.pipeline():
+            session = Piped(connection)
+            session.send(BEGIN)
+            result = work(session)
+            session.send(COMMIT)
+        return result
+
+    return _once_more(engine, done)
+
+
+def alone(engine: Engine, asked: Asked) -> psycopg.Cursor[Any]:
+    """One statement, which is a transaction by itself; otherwise as `transaction`."""
+    return _once_more(engine, lambda connection: Piped(connection).send(asked))
+
+
+def _once_more(engine: Engine, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    with _held(engine) as connection:
+        try:
+            return work(connection)
+        except psycopg.Error:
+            if not connection.closed:
+                raise
+    with _held(engine) as connection:
+        return work(connection)
+
+
+@contextmanager
+def _held(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the pool that begins nothing by itself. One that died does not go back, and neither do those
+    that are as old as it: they most likely died with it."""
+    held = engine.raw_connection()
+    connection = cast("psycopg.Connection[Any]", held.driver_connection)
+    try:
+        connection.autocommit = True
+        yield connection
+    finally:
+        if _given_back(connection):
+            held.close()
+        else:
+            held.invalidate()
+            engine.dispose()
+
+
+def _given_back(connection: psycopg.Connection[Any]) -> bool:
+    """Whether it is as the pool knows it."""
+    with suppress(psycopg.Error):
+        connection.rollback()
+        connection.autocommit = False
+        return True
+    return False
