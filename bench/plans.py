@@ -1,8 +1,8 @@
 """How PostgreSQL goes about the statements of the code that runs inside: EXPLAIN for each of them, just before it runs.
 
 Nothing is copied: whoever changes a statement sees its plan change. A statement is explained twice. With the values
-that it is given it is also executed, and undone by a savepoint; without them, as PostgreSQL may come to plan it when
-the same connection has run it often enough.
+that it is given it is also executed, and undone by a savepoint; without them, as a worker's connection keeps it for all
+values.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ _VALUE: Final = re.compile(r"%\((\w+)\)s")
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
 _SHOWN: Final = 60
 """Characters of a value that are shown at most."""
-_PLANNING: Final = 10.0
-"""About what PostgreSQL adds to a plan with values for having to make it each time (`choose_custom_plan`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +43,18 @@ class Explained:
         """Pages that were looked at, in memory or on the disk."""
         return int(self.plan["Shared Hit Blocks"] + self.plan["Shared Read Blocks"])
 
-    @property
-    def may_be_generic(self) -> bool:
-        """PostgreSQL goes over to the plan without values only where that is expected to cost less."""
-        return bool(self.generic["Total Cost"] < self.plan["Total Cost"] + _PLANNING)
-
 
 def scans(plan: Mapping[str, Any]) -> set[str]:
     """The tables that a plan reads from end to end."""
     below = (scans(node) for node in plan.get("Plans", ()))
     own = {str(plan["Relation Name"])} if plan["Node Type"] == "Seq Scan" else set()
+    return own.union(*below)
+
+
+def indexes(plan: Mapping[str, Any]) -> set[str]:
+    """The indexes that a plan goes by."""
+    below = (indexes(node) for node in plan.get("Plans", ()))
+    own = {str(plan["Index Name"])} if "Index Name" in plan else set()
     return own.union(*below)
 
 
@@ -102,6 +102,7 @@ def _explain(engine: Engine, connection: psycopg.Connection[Any], statement: str
 
     def ask(how: str) -> Any:
         connection.execute(first)
+        connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
         rows = connection.execute(f"EXPLAIN ({how}) {statement}", parameters, prepare=False).fetchall()
         connection.execute(last)
         return rows

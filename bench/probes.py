@@ -16,6 +16,7 @@ from bench.history import FAR, History
 from bench.plans import Explained, explained, scans
 from console import queries
 from schemas.delivery import RawDelivery, State, new_id
+from workers.database import workers_engine
 from workers.errors import ProviderUnavailable
 from workers.job import Entry, Findings, Job, Landing, Verdict
 from workers.overdue import overdue
@@ -156,14 +157,16 @@ LISTS: Final[Mapping[str, Callable[[Bystander], Any]]] = {
 
 def probed(engine: Engine, history: History) -> dict[str, list[Explained]]:
     """The plans of all statements, by what they are for. The work comes last, because something is left of it."""
-    one = Bystander(engine, history)
     found: dict[str, list[Explained]] = {}
-    for name, probe in {**LISTS, **WORK}.items():
-        with explained(engine) as found[name]:
-            probe(one)
+    workers = workers_engine(engine.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    for names, of in ((LISTS, engine), (WORK, workers)):
+        for name, probe in names.items():
+            with explained(of) as found[name]:
+                probe(Bystander(of, history))
+    workers.dispose()
     return found
 
 
 def read_whole(name: str, seen: Explained) -> set[str]:
-    """The tables that a statement reads from end to end, in any plan that it may come to have."""
-    return scans(seen.plan) | (scans(seen.generic) if name in WORK and seen.may_be_generic else set())
+    """The tables that a statement reads from end to end; a worker's also in the plan that is kept for all values."""
+    return scans(seen.plan) | (scans(seen.generic) if name in WORK else set())

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, update
 from world import NOON, VENUES, database
 
 from bench.history import OPEN, TABLES, History
-from bench.plans import Explained, explained, scans
+from bench.plans import Explained, explained, indexes, scans
 from bench.probes import BATCH, LISTS, WORK, probed, read_whole
 from console.services import Embedded
 from workers.bookings import refold
@@ -56,6 +56,15 @@ def test_no_table_is_read_from_end_to_end(plans: dict[str, list[Explained]], wor
     assert plans[work]
     for one in plans[work]:
         assert not read_whole(work, one) & set(TABLES), f"{one.statement}\n{one.text}"
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_a_worker_s_plan_for_all_values_goes_by_the_indexes_of_the_plan_for_these(
+    plans: dict[str, list[Explained]], work: str
+) -> None:
+    """A worker's connection makes it once and keeps it. By the key is as well as by anything."""
+    for one in plans[work]:
+        assert indexes(one.generic) <= indexes(one.plan) | {"deliveries_pkey"}, one.text
 
 
 def test_a_table_that_is_read_from_end_to_end_is_seen(long: Engine) -> None:

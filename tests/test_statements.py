@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, Text, bindparam, literal, select, text
 
 from workers.database import workers_engine
-from workers.statements import Asked, Session, Statement, alone, document, onlookers, transaction
+from workers.statements import Asked, Session, Statement, alone, onlookers, transaction
 
 ONE = Asked("SELECT %(number)s::int AS number", {"number": 1})
 NOTE = Statement(text("INSERT INTO notes VALUES (:number)").bindparams(bindparam("number", required=True)))
@@ -43,10 +43,6 @@ def test_a_statement_is_rendered_once_and_wants_its_values() -> None:
 def test_a_value_that_is_missing_is_no_null(pool: Engine) -> None:
     with pytest.raises(psycopg.ProgrammingError, match="number"):
         alone(pool, NOTE())
-
-
-def test_rows_travel_as_one_document() -> None:
-    assert document([{"name": "Zo\u00eb"}]) == '[{"name": "Zo\\u00eb"}]'
 
 
 def test_what_is_sent_comes_back_in_its_order(pool: Engine) -> None:

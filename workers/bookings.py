@@ -30,8 +30,9 @@ from workers.errors import AwaitingBooking, Overtaken
 from workers.fold import Row, Said, difference, fold, kind_of_change
 from workers.provider import Event, Recall
 from workers.rows import among, inserted, newest, sought, updated
-from workers.statements import Asked, Plain, Session, Statement, document
+from workers.statements import Asked, Plain, Session, Statement
 from workers.tables import ORDER, bookings, changes, events
+from workers.writing import as_json
 
 Place = tuple[UUID, int]
 Order = tuple[str, datetime, UUID, int]
@@ -328,7 +329,7 @@ class Sheet:
         windows, coming = _windows(tellings), _coming(tellings, named)
         meant = {identity for identity, _, _ in coming} | {identity for identity, _, _ in windows}
         missing = _identities(tellings)
-        made = self._session.send(MAKE(rows=document(missing))) if missing else ()
+        made = self._session.send(MAKE(rows=as_json(missing))) if missing else ()
         locked = self._session.send(LOCK(ids=sorted(meant | spoken)))
         seen = self._session.send(_glance(meant - spoken, coming, windows))
         fresh = {row.id for row in made}
@@ -380,7 +381,7 @@ class Sheet:
                 self._session.send(statement(ids=ids))
         for statement, rows in ((SHOW, shown), (TELL, fresh), (NOTE, self._changes)):
             if rows:
-                self._session.send(statement(rows=document(rows)))
+                self._session.send(statement(rows=as_json(rows)))
 
     @classmethod
     def of(cls, session: Session, identity: UUID) -> Sheet:

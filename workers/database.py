@@ -22,9 +22,17 @@ NO_ANSWER: Final = 15.0
 """Seconds after which a worker takes the server for hung. What the server itself gives up on comes first."""
 PASSING: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 """Connections, locks, deadlocks, shutdowns, a full disk, a transaction that another error ended."""
-STEADY: Final = " ".join(f"-c enable_{way}=off" for way in ("seqscan", "hashjoin", "mergejoin"))
-"""How a worker's statements are planned: from row to row by an index, as is right for a few rows of a large table. A
-plan is kept for as long as a connection lives, and what it was made for may have been a table that was still empty."""
+STEADY: Final = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "enable_seqscan=off",
+        "enable_hashjoin=off",
+        "enable_mergejoin=off",
+        "plan_cache_mode=force_generic_plan",
+    )
+)
+"""How a worker's statements are planned: once for a connection, whatever their values; and from row to row by an index,
+as is right for a few rows of a large table. When such a plan is made the table may still be empty."""
 BEHIND: Final = frozenset({"42P01", "42703"})
 """A table or a column that is not there: the migration has not run yet."""
 

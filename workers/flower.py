@@ -22,6 +22,7 @@ from kombu import Connection
 
 from schemas.delivery import PROCESS
 from schemas.logs import log
+from workers.writing import as_json
 
 TOGETHER: Final = "task.multi"
 """The routing key of a list of events."""
@@ -55,11 +56,12 @@ def tell(app: Celery, outcomes: Sequence[Outcome], *, hostname: str, began: floa
     try:
         exchange = get_exchange(connection, name=app.conf.event_exchange)
         connection.Producer(auto_declare=False).publish(
-            events(outcomes, hostname=hostname, began=began, ended=time.time()),
+            as_json(events(outcomes, hostname=hostname, began=began, ended=time.time())),
             routing_key=TOGETHER,
             exchange=exchange.name,
             declare=[exchange],
-            serializer=app.conf.event_serializer,
+            content_type="application/json",
+            content_encoding="utf-8",
             headers={"hostname": hostname},
             delivery_mode=1,
             retry=False,

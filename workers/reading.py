@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -275,7 +276,7 @@ def storable(value: Any, levels: int = 2 * _DEEPEST) -> Any:
 def read_json(body: bytes, path: str = "body") -> Wild:
     """JSON in UTF-8 (a byte order mark is forgiven). Raises Malformed."""
     try:
-        return Wild(json.loads(body.decode("utf-8-sig")), path)
+        return Wild(json.loads(body.removeprefix(BOM_UTF8).decode()), path)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"{path}: expected JSON") from error
 

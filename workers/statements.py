@@ -9,14 +9,13 @@ Knows no table. What an error means is `workers.database`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import psycopg
-from psycopg.rows import namedtuple_row
+from psycopg.rows import RowFactory, RowMaker, namedtuple_row
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import ClauseElement
@@ -35,6 +34,8 @@ class Asked:
 
     text: str
     values: Mapping[str, Any]
+    named: RowFactory[Any] = namedtuple_row
+    """What makes its rows."""
 
 
 onlookers: Final[list[Callable[[psycopg.Connection[Any], Asked], None]]] = []
@@ -52,14 +53,16 @@ class Statement:
         wanted = {name for name, bind in compiled.binds.items() if bind.required}  # type: ignore[attr-defined]
         self.text: Final = str(compiled)
         self._fixed: Final = {name: value for name, value in compiled.params.items() if name not in wanted}
+        self._rows: RowMaker[Any] | None = None
 
     def __call__(self, **values: Any) -> Asked:
-        return Asked(self.text, {**self._fixed, **values})
+        return Asked(self.text, {**self._fixed, **values}, self._named)
 
-
-def document(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as the one value in which they travel, see `workers.rows`."""
-    return json.dumps(rows)
+    def _named(self, cursor: psycopg.Cursor[Any]) -> RowMaker[Any]:
+        """The columns have the same names each time."""
+        if self._rows is None:
+            self._rows = namedtuple_row(cursor)
+        return self._rows
 
 
 class Session(Protocol):
@@ -90,7 +93,7 @@ class Piped:
     def send(self, asked: Asked) -> psycopg.Cursor[Any]:
         for look in onlookers:
             look(self.connection, asked)
-        return self.connection.cursor(row_factory=namedtuple_row).execute(asked.text, asked.values)
+        return self.connection.cursor(row_factory=asked.named).execute(asked.text, asked.values)
 
 
 def transaction(engine: Engine, work: Callable[[Session], T]) -> T:

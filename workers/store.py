@@ -13,7 +13,22 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from psycopg import Cursor
-from sqlalchemy import TIMESTAMP, Engine, Text, and_, any_, bindparam, case, func, not_, null, or_, select, update
+from sqlalchemy import (
+    TIMESTAMP,
+    Engine,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas.delivery import OPEN, RawDelivery, State
@@ -24,8 +39,9 @@ from workers.fold import Said
 from workers.job import Entry, Job, Landing, Saved
 from workers.provider import Answer, Recall
 from workers.rows import among, given, inserted, one_of, updated
-from workers.statements import Asked, Session, Statement, alone, document, transaction
+from workers.statements import Asked, Session, Statement, alone, transaction
 from workers.tables import bookings, deliveries, events
+from workers.writing import as_json
 
 T = TypeVar("T")
 
@@ -139,7 +155,7 @@ WAKE: Final = Statement(
         deliveries.c.id.in_(
             select(deliveries.c.id)
             .where(
-                deliveries.c.state == State.RETRYING,
+                deliveries.c.state == literal_column(f"'{State.RETRYING}'"),  # or no plan could use the index for it
                 deliveries.c.reason == any_(REASONS),
                 deliveries.c.endpoint == ENDPOINT,
                 deliveries.c.next_attempt_at > NOW,
@@ -198,7 +214,7 @@ class Store:
         if not landings:
             return set()
         rows = [_landing_row(one, attempts, due) for one in sorted(landings, key=lambda landing: landing.raw.id)]
-        return {row.id for row in self._run(LAND(rows=document(rows)))}
+        return {row.id for row in self._run(LAND(rows=as_json(rows)))}
 
     def claim_all(self, delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
         """Takes hold of deliveries that are due; left out is what is not due, is held, is done, or is not there.
@@ -298,7 +314,7 @@ class Store:
             {"id": str(delivery_id), "acknowledge_at": at.isoformat() if at else None}
             for delivery_id, at in sorted(when.items())
         ]
-        self._run(OWE(rows=document(rows)))
+        self._run(OWE(rows=as_json(rows)))
 
 
 # --- landing and holding ---------------------------------------------------------------------------------------
@@ -363,7 +379,7 @@ def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[l
             named.add(entry.job.raw.endpoint)
     sheet.write()
     if rows:
-        session.send(SETTLE(rows=document(rows)))
+        session.send(SETTLE(rows=as_json(rows)))
     return saved, named
 
 

@@ -93,7 +93,7 @@ def _listen(incoming: Incoming) -> tuple[Heard | Failed, ...]:
     return _heard(incoming.delivery.body, incoming.endpoint.timezone)
 
 
-@lru_cache(maxsize=4)  # it is asked once for every session and customer of a body
+@lru_cache(maxsize=64)  # it is asked several times for each delivery of a batch, and for every session and customer
 def _heard(body: bytes, timezone: str | None) -> tuple[Heard | Failed, ...]:
     document = read_json(body)
     elements = document.items() if isinstance(document.value, list) else [document]
