@@ -89,6 +89,7 @@ app.conf.update(
     worker_max_memory_per_child=300_000,
     task_ignore_result=True,
     worker_send_task_events=True,  # Flower
+    worker_consumer="workers.consumer:Consumer",
     task_send_sent_event=False,
     task_serializer="json",
     accept_content=["json"],
