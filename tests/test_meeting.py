@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,9 +15,9 @@ from sqlalchemy import Engine, text
 from world import NOON, VENUES, World, answer, request
 
 from schemas.delivery import RawDelivery, State
-from workers.bookings import Sheet, Telling
-from workers.provider import Answer, Call, Event
-from workers.statements import Plain, Session, transaction
+from workers.bookings import LOCK, Sheet, Telling
+from workers.provider import Answer, Call, Event, Recall
+from workers.statements import Asked, Plain, Result, Session, transaction
 
 SESSION = "9a1f6c1e-77d0-5b62-8e0a-3f1c2d4e5b60"
 
@@ -130,6 +130,43 @@ def test_an_event_that_is_overtaken_while_it_waits_for_its_booking_comes_late(
     (row,) = world.rows()
     assert (row["note"], row["cancel_reason"], row["source"]) == ("newer", "rain", "web")
     assert (row["delivery_id"], row["changed_at"]) == (newer.id, newer.received_at)
+
+
+@dataclass
+class Interrupted:
+    """A session in which something happens just after the bookings were locked."""
+
+    session: Session
+    meanwhile: Callable[[], None]
+
+    def send(self, asked: Asked) -> Result:
+        result = self.session.send(asked)
+        if asked.text == LOCK.text:
+            self.meanwhile()
+        return result
+
+
+def test_a_booking_that_is_made_between_the_lock_and_the_look_is_not_ours_yet(engine: Engine) -> None:
+    """One that a Recall asks for, and that was not there to be locked."""
+    world = World(engine, [VENUES["timekit"]])
+    asking, making = (request("studio", at=NOON + timedelta(minutes=minute)) for minute in range(2))
+    world.land(asking, making)
+    recall = Recall(name="near", external_ids=("2",), within=timedelta(hours=1))
+
+    def told(raw: RawDelivery, name: str, *recalled: tuple[Recall, Any]) -> Telling:
+        said = [(0, Event(external_id=name, said={"note": name}))]
+        return Telling(raw=raw, provider="timekit", said=said, parser=1, recalled=recalled)
+
+    def write(session: Session, telling: Telling) -> None:
+        sheet = Sheet(session, [telling])
+        sheet.tell(telling)
+        sheet.write()
+
+    def make() -> None:
+        plainly(engine, lambda session: write(session, told(making, "2")))
+
+    plainly(engine, lambda session: write(Interrupted(session, make), told(asking, "1", (recall, []))))
+    assert sorted(row["note"] for row in world.rows()) == ["1", "2"]
 
 
 def until_somebody_waits(engine: Engine) -> None:

@@ -335,7 +335,8 @@ class Sheet:
         fresh = {row.id for row in made}
         pages = {row.id: _page(row, fresh=row.id in fresh) for row in locked}
         for row in seen:
-            pages[row.booking_id].take(row)
+            if row.booking_id in pages:  # else it was made after we had asked for it
+                pages[row.booking_id].take(row)
         for identity, page in pages.items():
             if not page.told and identity not in spoken:
                 page.base = None
