@@ -39,7 +39,8 @@ from workers.land import take
 from workers.pipeline import AT_ONCE, process
 from workers.provider import Answer, Call, Element, Event, Incoming, Provider
 from workers.registry import discover
-from workers.store import LEASE, Store
+from workers.statements import Asked
+from workers.store import CLAIM, LEASE, Store
 from workers.tasks import Workshop, _worked_on
 
 
@@ -224,6 +225,26 @@ def test_one_that_cannot_land_stays_in_the_inbox_and_keeps_nobody_else_there(wor
     jobs = take([bad.id, good.id], Inbox(redis), store, world.config, world.providers, world.clock())
     assert [job.raw.id for job in jobs] == [good.id]
     assert redis.hkeys(INBOX) == [str(bad.id).encode()]
+
+
+def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(world: World, redis: Redis) -> None:
+    """Else it would be held by nobody until its lease ends."""
+    fresh, old = sent(world, "timekit", Step()), sent(world, "timekit", Step(booking=2))
+    redis.hset(INBOX, str(fresh.id), fresh.pack())
+    world.land(old)
+
+    class Stumbles(Store):
+        def _run(self, asked: Asked) -> list[Any]:
+            if asked.text == CLAIM.text:
+                raise DatabaseTrouble("postgres: LockNotAvailable")
+            return super()._run(asked)
+
+    store, inbox = Stumbles(world.engine), Inbox(redis)
+    jobs = take([fresh.id, old.id], inbox, store, world.config, world.providers, world.clock())
+    assert [job.raw.id for job in jobs] == [fresh.id]
+    with pytest.raises(DatabaseTrouble):
+        take([old.id], inbox, store, world.config, world.providers, world.clock())
+    assert world.store.claim(old.id, world.clock()) is not None
 
 
 # --- greed -----------------------------------------------------------------------------------------------------

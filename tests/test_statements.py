@@ -8,10 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine, Text, bindparam, literal, select, text
 
 from workers.database import workers_engine
-from workers.statements import Asked, Session, Statement, alone, onlookers, transaction
+from workers.statements import Asked, Piped, Session, Statement, alone, onlookers, transaction
 
 ONE = Asked("SELECT %(number)s::int AS number", {"number": 1})
 NOTE = Statement(text("INSERT INTO notes VALUES (:number)").bindparams(bindparam("number", required=True)))
@@ -120,6 +121,36 @@ def test_a_dead_connection_costs_one_more_try_and_all_like_it_are_left(pool: Eng
         assert len(other.execute(pid, [other.info.dbname]).fetchall()) >= 2
     transaction(pool, lambda session: session.send(NOTE(number=1)))
     assert notes(pool) == [1]
+
+
+def test_a_plan_from_before_a_migration_is_left_with_its_connection(pool: Engine) -> None:
+    """It was made for columns of other types, and the connection would keep it for ever."""
+    alone(pool, NOTE(number=1))
+    for _ in range(10):
+        assert notes(pool) == [1]
+    with psycopg.connect(pool.url.set(drivername="postgresql").render_as_string(hide_password=False)) as other:
+        other.execute("ALTER TABLE notes ALTER COLUMN number TYPE bigint")
+    assert notes(pool) == [1]
+
+
+def test_what_comes_in_the_middle_of_an_answer_ends_the_connection(pool: Engine) -> None:
+    """A task's time limit: nobody waits for the rest, and the next one does not meet it."""
+    seen = []
+
+    def work(session: Session) -> None:
+        seen.append(session)
+        session.send(NOTE(number=1))
+        session.send(Asked("SELECT pg_sleep(30)", {}))
+        raise SoftTimeLimitExceeded
+
+    began = time.monotonic()
+    with pytest.raises(SoftTimeLimitExceeded):
+        transaction(pool, work)
+    assert time.monotonic() - began < 10
+    (session,) = seen
+    assert isinstance(session, Piped)
+    assert session.connection.closed
+    assert notes(pool) == []
 
 
 def test_an_onlooker_sees_what_goes_through_a_pipeline(pool: Engine) -> None:

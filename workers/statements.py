@@ -20,6 +20,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import ClauseElement
 
+from workers.errors import DeliveryError
+
 T = TypeVar("T")
 
 Result = Iterable[Any]
@@ -101,7 +103,7 @@ def transaction(engine: Engine, work: Callable[[Session], T]) -> T:
     a pool are after PostgreSQL was restarted. Raises what psycopg and SQLAlchemy's pool raise."""
 
     def done(connection: psycopg.Connection[Any]) -> T:
-        with connection.pipeline():
+        with connection.pipeline(), _broken_off(connection):
             session = Piped(connection)
             session.send(BEGIN)
             result = work(session)
@@ -109,6 +111,19 @@ def transaction(engine: Engine, work: Callable[[Session], T]) -> T:
         return result
 
     return _once_more(engine, done)
+
+
+@contextmanager
+def _broken_off(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """What comes from neither the database nor the tree of our errors, such as a task's time limit, may have come in
+    the middle of an answer: nobody waits for the rest of it."""
+    try:
+        yield
+    except (psycopg.Error, DeliveryError):
+        raise
+    except BaseException:
+        connection.close()
+        raise
 
 
 def alone(engine: Engine, asked: Asked) -> psycopg.Cursor[Any]:
@@ -120,6 +135,8 @@ def _once_more(engine: Engine, work: Callable[[psycopg.Connection[Any]], T]) -> 
     with _held(engine) as connection:
         try:
             return work(connection)
+        except psycopg.errors.FeatureNotSupported:
+            connection.close()  # its plans are from before a migration, and it would keep them
         except psycopg.Error:
             if not connection.closed:
                 raise
@@ -133,15 +150,19 @@ def _held(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     that are as old as it: they most likely died with it."""
     held = engine.raw_connection()
     connection = cast("psycopg.Connection[Any]", held.driver_connection)
+    well = False
     try:
         connection.autocommit = True
         yield connection
     finally:
-        if _given_back(connection):
-            held.close()
-        else:
-            held.invalidate()
-            engine.dispose()
+        try:
+            well = _given_back(connection)
+        finally:
+            if well:
+                held.close()
+            else:
+                held.invalidate()
+                engine.dispose()
 
 
 def _given_back(connection: psycopg.Connection[Any]) -> bool:

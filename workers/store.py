@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from psycopg import Cursor
 from sqlalchemy import (
     TIMESTAMP,
     Engine,
@@ -164,6 +163,7 @@ WAKE: Final = Statement(
         )
     )
     .values(next_attempt_at=NOW, attempts=func.greatest(deliveries.c.attempts - 1, 0))
+    .returning(deliveries.c.id)
 )
 
 ACKNOWLEDGED: Final = Statement(
@@ -182,10 +182,11 @@ class Store:
         """Whether PostgreSQL takes connections now; answers within a second."""
         return database.reachable(self.engine)
 
-    def _run(self, asked: Asked) -> Cursor[Any]:
-        """One statement, committed. Raises DeliveryError."""
+    def _run(self, asked: Asked) -> list[Any]:
+        """One statement, committed; its rows. Raises DeliveryError."""
         with database.told():
-            return alone(self.engine, asked)
+            result = alone(self.engine, asked)
+            return result.fetchall() if result.description else []
 
     def _transaction(self, work: Callable[[Session], T]) -> T:
         """Does it in one transaction. Raises DeliveryError."""
@@ -203,10 +204,14 @@ class Store:
         of the ids. See `claim_all`."""
         fresh = self._landed(landings, attempts=1, due=now + LEASE)
         jobs = {landing.raw.id: _job_of(landing) for landing in landings if landing.raw.id in fresh}
-        for claim in (CLAIM, CLAIM_TO_TELL):
-            left = sorted(one for one in delivery_ids if one not in jobs)
-            if left:
-                jobs |= {row.id: job_of(row) for row in self._run(claim(ids=left, now=now, leased=now + LEASE))}
+        try:
+            for claim in (CLAIM, CLAIM_TO_TELL):
+                left = sorted(one for one in delivery_ids if one not in jobs)
+                if left:
+                    jobs |= {row.id: job_of(row) for row in self._run(claim(ids=left, now=now, leased=now + LEASE))}
+        except DeliveryError:
+            if not jobs:  # else what is held already is worked on; the others stay due
+                raise
         return [jobs[delivery_id] for delivery_id in delivery_ids if delivery_id in jobs]
 
     def _landed(self, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
@@ -243,9 +248,7 @@ class Store:
         if not asking:
             return {}
         endpoints = sorted({job.raw.endpoint for job in asking})
-        rows = self._run(
-            TOLD_BEFORE(endpoints=endpoints, ids=sorted({str(job.message_id) for job in asking}))
-        ).fetchall()
+        rows = self._run(TOLD_BEFORE(endpoints=endpoints, ids=sorted({str(job.message_id) for job in asking})))
         found: dict[UUID, dict[str, Answer]] = {}
         for job in asking:
             same = (job.raw.endpoint, job.message_id)
@@ -300,7 +303,7 @@ class Store:
         of theirs: a busy hour must not use up their 24 hours. One that a worker holds looks the same and may be taken a
         second time, which changes nothing.
         """
-        return self._run(WAKE(endpoint=endpoint, reasons=sorted(reasons), now=now)).rowcount
+        return len(self._run(WAKE(endpoint=endpoint, reasons=sorted(reasons), now=now)))
 
     # --- telling the provider ---
 

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID
 
+import psycopg
 from celery import Task
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.signals import worker_init
@@ -221,7 +222,7 @@ def meaning(error: Exception) -> DeliveryError:
     match error:
         case DeliveryError():
             return error
-        case SQLAlchemyError():
+        case SQLAlchemyError() | psycopg.Error():
             return trouble(error)
         case RedisError():
             return DatabaseTrouble(f"redis: {type(error).__name__}", reason="inbox-trouble")
