@@ -227,8 +227,10 @@ def test_one_that_cannot_land_stays_in_the_inbox_and_keeps_nobody_else_there(wor
     assert redis.hkeys(INBOX) == [str(bad.id).encode()]
 
 
-def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(world: World, redis: Redis) -> None:
-    """Else it would be held by nobody until its lease ends."""
+def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(
+    world: World, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it would be held by nobody until its lease ends. Whom it did not take is told."""
     fresh, old = sent(world, "timekit", Step()), sent(world, "timekit", Step(booking=2))
     redis.hset(INBOX, str(fresh.id), fresh.pack())
     world.land(old)
@@ -242,6 +244,8 @@ def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(world: W
     store, inbox = Stumbles(world.engine), Inbox(redis)
     jobs = take([fresh.id, old.id], inbox, store, world.config, world.providers, world.clock())
     assert [job.raw.id for job in jobs] == [fresh.id]
+    (line,) = [record.msg for record in caplog.records if record.name == "reservoir"]
+    assert (line["event"], line["first"], line["reason"]) == ("not-taken", old.id, "database-trouble")
     with pytest.raises(DatabaseTrouble):
         take([old.id], inbox, store, world.config, world.providers, world.clock())
     assert world.store.claim(old.id, world.clock()) is not None

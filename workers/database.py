@@ -114,4 +114,6 @@ def trouble(error: SQLAlchemyError | psycopg.Error) -> DeliveryError:
     if not isinstance(found, psycopg.Error):
         return OurFault(f"sqlalchemy: {type(found).__name__}")
     said = f"postgres: {type(found).__name__}"
-    return DatabaseTrouble(said) if isinstance(found, PASSING) or found.sqlstate in BEHIND else OurFault(said)
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    passing = lost or isinstance(found, PASSING) or found.sqlstate in BEHIND
+    return DatabaseTrouble(said) if passing else OurFault(said)

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas.delivery import OPEN, RawDelivery, State
+from schemas.logs import log
 from workers import database
 from workers.bookings import CHANGING, Effect, Sheet, Telling, booking_id, near
 from workers.errors import AwaitingBooking, DeliveryError, Overtaken
@@ -209,9 +210,11 @@ class Store:
                 left = sorted(one for one in delivery_ids if one not in jobs)
                 if left:
                     jobs |= {row.id: job_of(row) for row in self._run(claim(ids=left, now=now, leased=now + LEASE))}
-        except DeliveryError:
-            if not jobs:  # else what is held already is worked on; the others stay due
+        except DeliveryError as error:
+            if not jobs:
                 raise
+            # What is held already is worked on; the others stay due, and are nudged again.
+            log.warning("not-taken", deliveries=len(left), first=left[0], reason=error.reason, error=str(error))
         return [jobs[delivery_id] for delivery_id in delivery_ids if delivery_id in jobs]
 
     def _landed(self, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
