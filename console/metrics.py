@@ -51,9 +51,8 @@ SAMPLE: Final = 1000
 """Ids of the inbox that are looked at for the oldest one."""
 PAST: Final = "past"
 """In place of a process, in the names of the files that add up those that have ended."""
-UNACKED: Final = "unacked"
-"""Where Celery keeps the messages that workers have in hand."""
 HEARTBEATS: Final = "reservoir:worker:*"
+IN_HAND: Final = "reservoir:in-hand:*"
 GATE: Final = "reservoir:circuit:{}:gate"
 
 Sample = tuple[Metric, Labels, float]
@@ -78,20 +77,19 @@ def at_redis(redis: Redis, config: Config, now: datetime) -> Iterator[Sample]:
     with redis.pipeline(transaction=False) as pipe:
         pipe.hlen(INBOX)
         pipe.hrandfield(INBOX, SAMPLE)
-        pipe.hlen(UNACKED)
         for queue in queues:
             pipe.llen(queue)
         for endpoint in endpoints:
             pipe.exists(GATE.format(endpoint))
-        size, ids, in_hand, *rest = pipe.execute()
+        size, ids, *rest = pipe.execute()
     yield names.INBOX, (), size
     yield names.INBOX_OLDEST, (), _oldest(ids or (), now)
-    yield names.IN_HAND, (), in_hand
     for queue, length in zip(queues, rest, strict=False):
         yield names.QUEUE, (queue,), length
     for endpoint, stands in zip(endpoints, rest[len(queues) :], strict=True):
         yield names.CIRCUIT_OPEN, (endpoint,), stands
-    heard = _heartbeats(redis)
+    heard = _told(redis, HEARTBEATS)
+    yield names.IN_HAND, (), sum(_told(redis, IN_HAND))
     yield names.WORKERS, (), len(heard)
     if heard:
         yield names.HEARTBEAT_OLDEST, (), max(0.0, now.timestamp() - min(heard))
@@ -106,10 +104,11 @@ def _oldest(ids: Iterable[bytes], now: datetime) -> float:
 _OURS: Final = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
-def _heartbeats(redis: Redis) -> list[float]:
-    keys = list(redis.scan_iter(match=HEARTBEATS, count=1000))
+def _told(redis: Redis, traces: str) -> list[float]:
+    """What each worker has left under such a name."""
+    keys = list(redis.scan_iter(match=traces, count=1000))
     found: Any = redis.mget(keys) if keys else []
-    return [float(heard) for heard in found if heard is not None]
+    return [float(what) for what in found if what is not None]
 
 
 def at_postgres(opened: Engine, now: datetime) -> Iterator[Sample]:

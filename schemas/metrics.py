@@ -118,7 +118,7 @@ QUEUE: Final = Metric(
 )
 IN_HAND: Final = Metric(
     name="reservoir_messages_in_hand",
-    help="Messages that workers have taken and not finished.",
+    help="Messages that workers had taken and not finished at their last heartbeat.",
 )
 WORKERS: Final = Metric(
     name="reservoir_workers",

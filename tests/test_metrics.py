@@ -416,20 +416,20 @@ def test_a_look_at_redis(redis: redis_py.Redis) -> None:
     ids = [new_id() for _ in range(3)]
     redis.hset(INBOX, mapping={str(identity): b"" for identity in ids} | {"no id of ours": b""})
     redis.lpush("lockme", "one", "two")
-    redis.hset("unacked", "tag", "message")
     circuits = Circuits(redis)
     for _ in range(3):
         circuits.failed("vault")
     moment = now() + timedelta(seconds=40)
     redis.set("reservoir:worker:worker.1@a", f"{moment.timestamp() - 5:.3f}")
     redis.set("reservoir:worker:worker.2@b", f"{moment.timestamp() - 25:.3f}")
+    redis.mset({"reservoir:in-hand:worker.1@a": 0, "reservoir:in-hand:worker.2@b": 3})
     seen = {(metric, labels): value for metric, labels, value in at_redis(redis, CONFIG, moment)}
     assert seen[names.INBOX, ()] == 4
     assert seen[names.INBOX_OLDEST, ()] == pytest.approx(40, abs=5)
     assert (seen[names.QUEUE, ("lockme",)], seen[names.QUEUE, ("synthesisvr",)]) == (2, 0)
     assert (names.QUEUE, ("housekeeping",)) in seen
     assert (names.QUEUE, ("sweeps",)) in seen
-    assert seen[names.IN_HAND, ()] == 1
+    assert seen[names.IN_HAND, ()] == 3
     assert (seen[names.CIRCUIT_OPEN, ("vault",)], seen[names.CIRCUIT_OPEN, ("arcade",)]) == (1, 0)
     assert seen[names.WORKERS, ()] == 2
     assert seen[names.HEARTBEAT_OLDEST, ()] == pytest.approx(25, abs=0.1)

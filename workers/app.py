@@ -8,11 +8,11 @@ import sys
 from typing import Any, Final
 
 from celery import Celery
-from celery.app.amqp import AMQP
 from celery.signals import setup_logging
-from kombu import Connection, Exchange, Queue
+from kombu import Exchange, Queue
 
 from schemas import logs
+from workers.broker import Amqp
 from workers.registry import discover
 
 HOUSEKEEPING: Final = "housekeeping"
@@ -22,7 +22,6 @@ SWEEPS: Final = "sweeps"
 
 SWEEP: Final = "reservoir.sweep"
 SWEEP_SECONDS: Final = 2.0
-BROKER_PATIENCE: Final = 300
 
 REDIS_URL: Final = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
@@ -34,35 +33,18 @@ def broker_url(redis_url: str) -> str:
     return redis_url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=", 1)
 
 
-class _Prompt(Connection):
-    """Comes back soon after Redis: Celery's own steps grow to half a minute, in which nothing would be worked on."""
-
-    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        return super().ensure_connection(
-            *args, **{"interval_start": 1, "interval_step": 1, "interval_max": 2, **kwargs}
-        )
-
-
-class _Amqp(AMQP):
-    Connection = _Prompt
-
-
-app = Celery("reservoir", amqp=_Amqp, include=["workers.tasks", "workers.watch"])
+app = Celery("reservoir", amqp=Amqp, include=["workers.tasks", "workers.watch"])
 app.conf.update(
     broker_url=broker_url(REDIS_URL),
     broker_transport_options={
-        "visibility_timeout": BROKER_PATIENCE,
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
         "socket_keepalive": True,
         "health_check_interval": 10,
     },
-    visibility_timeout=BROKER_PATIENCE,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
-    # A full Redis still gives messages away and cannot note that it did. The worker connects anew and goes on.
+    # Redis may answer with an error, full or read-only: the worker connects anew and goes on.
     broker_channel_error_retry=True,
     broker_pool_acquire_timeout=1.0,
     task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0.05, "interval_max": 0.1},
@@ -73,7 +55,7 @@ app.conf.update(
     ],
     task_default_queue=HOUSEKEEPING,
     task_create_missing_queues=False,
-    # A message is a nudge. Late acknowledgement saves most of them; the sweeper finds the rest.
+    # A message is a nudge: a worker that ends gives back what it has not begun, and the sweeper finds the rest.
     task_acks_late=True,
     task_acks_on_failure=True,
     task_acks_on_timeout=True,

@@ -12,8 +12,9 @@ What is not deafness:
 - The process was stopped for a while: heartbeats are counted, not seconds.
 
 A heartbeat is heard by the consumer itself: it never reaches the pool, nor Celery's events, nor Flower. At most one
-waits. `reservoir:worker:<node>` holds when the worker heard last (Unix time) for two minutes; `RESERVOIR_HEARTBEAT` is
-the time between two heartbeats in seconds (default 10: a deaf worker is gone within a minute).
+waits. For two minutes `reservoir:worker:<node>` holds when the worker heard last (Unix time), and
+`reservoir:in-hand:<node>` how many messages it had in hand then; `RESERVOIR_HEARTBEAT` is the time between two
+heartbeats in seconds (default 10: a deaf worker is gone within a minute).
 
 A worker that is asked to end takes nothing new and finishes what it has in hand; where that takes longer than 25
 seconds (`RESERVOIR_LAST`) it ends too. Nothing is lost then: what it held is due again when its lease is over.
@@ -136,11 +137,12 @@ class Watch(threading.Thread):
 
     def leave_no_trace(self) -> None:
         with suppress(RedisError, OSError):
-            self._redis.delete(self._heartbeat.queue.name, self._key)
+            self._redis.delete(self._heartbeat.queue.name, *self._traces)
 
     @property
-    def _key(self) -> str:
-        return f"reservoir:worker:{self._node}"
+    def _traces(self) -> tuple[str, str]:
+        """When it heard last, and what it has in hand."""
+        return f"reservoir:worker:{self._node}", f"reservoir:in-hand:{self._node}"
 
     def _beat(self) -> None:
         if ears.deaf:
@@ -158,11 +160,12 @@ class Watch(threading.Thread):
             pipe.ltrim(queue, 0, 0)
             pipe.expire(queue, KEPT)
             if ears.heard_at is not None:
-                pipe.set(self._key, f"{ears.heard_at:.3f}", ex=KEPT)
+                for trace, what in zip(self._traces, (ears.heard_at, _in_hand()), strict=True):
+                    pipe.set(trace, f"{what:.3f}", ex=KEPT)
             pipe.execute()
 
     def _full(self) -> bool:
-        return len(state.reserved_requests) >= int(self._pool.num_processes)
+        return _in_hand() >= int(self._pool.num_processes)
 
     def _give_up(self, why: str) -> NoReturn:
         """Hard: what would have to end in good order is what does not work any more."""
@@ -171,6 +174,11 @@ class Watch(threading.Thread):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         os._exit(FAILED)
+
+
+def _in_hand() -> int:
+    """Messages that are taken and not finished."""
+    return len(state.reserved_requests)
 
 
 # --- Celery's hooks ----------------------------------------------------------------------------------------------
