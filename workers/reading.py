@@ -13,6 +13,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache, wraps
 from math import isfinite
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
@@ -20,6 +21,7 @@ from zoneinfo import ZoneInfo
 from workers.errors import Malformed
 
 T = TypeVar("T")
+D = TypeVar("D", bound=date)
 
 _ABSENT: Final = object()
 _NOTHING: Final[dict[str, Any]] = {}
@@ -28,7 +30,26 @@ _DEEPEST: Final = 64  # levels of nesting; Python's own limit would be met somew
 _INT4: Final = range(-(2**31), 2**31)
 _MONEY: Final = Decimal(10) ** 15
 _YEARS: Final = range(1900, 2200)
+_CONTAINERS: Final = (dict, list)
+_SCALARS: Final = (str, int, float, Decimal)
+_DATE_WITH_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}")
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL's text and jsonb take neither
+_REMEMBERED: Final = 1024
+_LONGEST_REMEMBERED: Final = 200
+
+
+def remembered(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Reads a text only once where it comes again soon, as the same names, days and sums do in every batch.
+
+    A long text is not kept: nobody is to fill the memory from outside.
+    """
+    known = lru_cache(maxsize=_REMEMBERED)(read)
+
+    @wraps(read)
+    def reads(text: str) -> T:
+        return known(text) if len(text) <= _LONGEST_REMEMBERED else read(text)
+
+    return reads
 
 
 class Wild:
@@ -37,19 +58,20 @@ class Wild:
     Every field of every delivery becomes one, so it is cheap: its path is spelled out only where somebody asks.
     """
 
-    __slots__ = ("_way", "value")
+    __slots__ = ("_parent", "_step", "value")
 
-    def __init__(self, value: Any, way: str | tuple[Wild, str] = "body") -> None:
+    def __init__(self, value: Any, step: str | int = "body", parent: Wild | None = None) -> None:
         self.value = value
-        self._way = way
+        self._step = step
+        self._parent = parent
 
     @property
     def path(self) -> str:
         """Where it stands in the document: `body.customer.name`."""
-        if isinstance(self._way, str):
-            return self._way
-        parent, step = self._way
-        return parent.path + step
+        step, parent = self._step, self._parent
+        if parent is None:
+            return str(step)
+        return f"{parent.path}[{step}]" if isinstance(step, int) else f"{parent.path}.{step}"
 
     # --- looking around ---
 
@@ -64,7 +86,7 @@ class Wild:
         value = self.value
         if isinstance(value, str):
             return not value or value.isspace()
-        return not value if isinstance(value, dict | list) else value is None or value is _ABSENT
+        return value is None or value is _ABSENT or (isinstance(value, _CONTAINERS) and not value)
 
     def __getitem__(self, key: str) -> Wild:
         """The field of that name; absent where there is none or where this is empty. Raises Malformed."""
@@ -73,7 +95,7 @@ class Wild:
             if not self.empty:
                 raise self.wrong("an object")
             value = _NOTHING
-        return Wild(value.get(key, _ABSENT), (self, f".{key}"))
+        return Wild(value.get(key, _ABSENT), key, self)
 
     def at(self, *keys: str) -> Wild:
         """The field that this path of names leads to."""
@@ -84,9 +106,13 @@ class Wild:
 
     def first(self, *fields: Wild) -> Wild:
         """The first of the fields that is not empty, this one before the others; else the last present one."""
-        fields = (self, *fields)
-        full = next((field for field in fields if not field.empty), None)
-        return full or next((field for field in reversed(fields) if field.present), self)
+        last = self
+        for field in (self, *fields):
+            if not field.empty:
+                return field
+            if field.present:
+                last = field
+        return last
 
     # --- containers ---
 
@@ -104,7 +130,7 @@ class Wild:
         """The elements of a list. Raises Malformed, at once."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
-        return iter([Wild(element, (self, f"[{index}]")) for index, element in enumerate(self.value)])
+        return iter([Wild(element, index, self) for index, element in enumerate(self.value)])
 
     def one_or_many(self) -> list[Wild]:
         """A list as its elements, a single thing as a list of one, emptiness as none."""
@@ -116,14 +142,7 @@ class Wild:
 
     def text(self) -> str | None:
         """A text without blanks around it; numbers are taken as text. Raises Malformed."""
-        if self.empty:
-            return None
-        if isinstance(self.value, bool) or not isinstance(self.value, str | int | float | Decimal):
-            raise self.wrong("text")
-        try:
-            text = clean(str(self.value)).strip()
-        except ValueError as error:  # an integer of thousands of digits
-            raise self.wrong("text") from error
+        text = clean(self._written("text")).strip()
         if len(text) > _LONGEST_TEXT:
             raise self.wrong("a shorter text")
         return text or None
@@ -144,21 +163,21 @@ class Wild:
         number = self.decimal()
         if number is None:
             return None
-        if number != number.to_integral_value() or int(number) not in _INT4:
+        whole = int(number)
+        if whole != number or whole not in _INT4:
             raise self.wrong("a whole number")
-        return int(number)
+        return whole
 
     def decimal(self) -> Decimal | None:
         """A finite number below 10^15, also written as text. Raises Malformed."""
-        if self.empty:
+        text = self._written("a number").strip()
+        if not text:
             return None
-        if isinstance(self.value, bool) or not isinstance(self.value, str | int | float | Decimal):
-            raise self.wrong("a number")
         try:
-            number = Decimal(str(self.value).strip())
+            number = _number(text)
         except (InvalidOperation, ValueError) as error:
             raise self.wrong("a number") from error
-        if not number.is_finite() or abs(number) >= _MONEY or _digits_after_point(number) > 12:
+        if number is None:
             raise self.wrong("a number of a sensible size")
         return number
 
@@ -195,10 +214,8 @@ class Wild:
         text = self.text()
         if text is None:
             return None
-        if not re.match(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}", text):
-            raise self.wrong("a date with time")
         try:
-            return self._sensible(datetime.fromisoformat(text))
+            return self._sensible(_moment(text))
         except (ValueError, OverflowError) as error:
             raise self.wrong("a date with time") from error
 
@@ -208,7 +225,7 @@ class Wild:
         if seconds is None:
             return None
         try:
-            return self._sensible(datetime.fromtimestamp(float(seconds), UTC))
+            return self._sensible(_since_1970(seconds))
         except (ValueError, OverflowError, OSError) as error:
             raise self.wrong("Unix seconds") from error
 
@@ -219,6 +236,20 @@ class Wild:
         except RecursionError as error:
             raise self.wrong("less nesting") from error
 
+    def _written(self, wanted: str) -> str:
+        """A text or a number as it is written; nothing where it is empty. Raises Malformed."""
+        value = self.value
+        if isinstance(value, str):
+            return value
+        if self.empty:
+            return ""
+        if isinstance(value, bool) or not isinstance(value, _SCALARS):
+            raise self.wrong(wanted)
+        try:
+            return str(value)
+        except ValueError as error:  # an integer of thousands of digits
+            raise self.wrong(wanted) from error
+
     # --- refusing ---
 
     def wrong(self, wanted: str) -> Malformed:
@@ -226,8 +257,8 @@ class Wild:
         found = "nothing" if self.value is _ABSENT else _KINDS.get(type(self.value), "something else")
         return Malformed(f"{self.path}: expected {wanted}, found {found}")
 
-    def _sensible(self, day: T) -> T:
-        if getattr(day, "year", 0) not in _YEARS:
+    def _sensible(self, day: D) -> D:
+        if day.year not in _YEARS:
             raise self.wrong(f"a year from {_YEARS.start} to {_YEARS.stop - 1}")
         return day
 
@@ -241,6 +272,28 @@ _KINDS: Final[Mapping[type, str]] = {
     list: "a list",
     dict: "an object",
 }
+
+
+@remembered
+def _number(text: str) -> Decimal | None:
+    """The number; None where it is not of a sensible size. Raises InvalidOperation or ValueError where it is none."""
+    number = Decimal(text)
+    sensible = number.is_finite() and abs(number) < _MONEY and _digits_after_point(number) <= 12
+    return number if sensible else None
+
+
+@remembered
+def _moment(text: str) -> datetime:
+    """A date with time. Raises ValueError."""
+    if not _DATE_WITH_TIME.match(text):
+        raise ValueError("no date with time")
+    return datetime.fromisoformat(text)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _since_1970(seconds: Decimal) -> datetime:
+    """Raises ValueError, OverflowError or OSError."""
+    return datetime.fromtimestamp(float(seconds), UTC)
 
 
 def _digits_after_point(number: Decimal) -> int:
@@ -260,17 +313,21 @@ def storable(value: Any, levels: int = 2 * _DEEPEST) -> Any:
     """
     if isinstance(value, str):
         return clean(value)
-    if isinstance(value, dict | list) and not levels:
+    if isinstance(value, float):
+        return _storable_number(value)
+    if not isinstance(value, _CONTAINERS):
+        return value
+    if not levels:
         raise RecursionError("nested too deeply")
     if isinstance(value, dict):
         return {clean(str(key)): storable(inner, levels - 1) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [storable(inner, levels - 1) for inner in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # as jsonb gives it back: 1e23 as a float is another number than 1 with 23 zeros
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    return value
+    return [storable(inner, levels - 1) for inner in value]
+
+
+def _storable_number(number: float) -> float | None:
+    if number.is_integer():
+        return int(number)  # as jsonb gives it back: 1e23 as a float is another number than 1 with 23 zeros
+    return number if isfinite(number) else None
 
 
 def read_json(body: bytes, path: str = "body") -> Wild:
@@ -283,7 +340,7 @@ def read_json(body: bytes, path: str = "body") -> Wild:
 
 def carry(said: dict[str, Any], column: str, field: Wild, read: Callable[[Wild], Any]) -> None:
     """Puts a field into what an event says, if the field is there: absent is not said, empty is None."""
-    if field.present:
+    if field.value is not _ABSENT:
         said[column] = read(field)
 
 

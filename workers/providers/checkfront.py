@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from schemas.booking import COLUMNS, Status
+from schemas.booking import COLUMNS, Status, iso
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Endpoint, did_you_mean
 from workers.errors import Malformed, Park, Unsupported
@@ -173,7 +174,7 @@ def _booking(body: Wild, incoming: Incoming) -> list[Element]:
     booking = body["booking"]
     external_id = _external_id(booking)
     try:
-        told: Element = Event(external_id=external_id, said=_said(booking, WEBHOOK, incoming.endpoint))
+        told: Element = Event(external_id=external_id, said=_said(booking, AS_SENT, incoming.endpoint))
     except Park as error:
         told = Failed(error=error)
     return [told, *_read_back(incoming, external_id, ("booking_id",))]
@@ -257,7 +258,7 @@ def _found(answer: Answer, key: str, names: tuple[str, ...], endpoint: Endpoint)
     booking = tree(answer.body, "lookup.booking")["booking"]
     if not answer.ok or key not in [booking[name].text() for name in names]:
         raise Malformed("lookup.booking: expected the booking that was asked for")
-    said = _said(booking, READ_BACK, endpoint)
+    said = _said(booking, AS_READ_BACK, endpoint)
     if (said.get("reference") or "").isdigit():  # an `id` that is the number once more
         del said["reference"]
     return _short(booking["booking_id"]), {**said, "details": {**said["details"], "lookup": "read"}}
@@ -266,8 +267,8 @@ def _found(answer: Answer, key: str, names: tuple[str, ...], endpoint: Endpoint)
 # --- one booking, by whatever names --------------------------------------------------------------------------
 
 
-def _said(booking: Wild, names: Names, endpoint: Endpoint) -> dict[str, Any]:
-    found = _named(booking, names, READERS)
+def _said(booking: Wild, table: Table, endpoint: Endpoint) -> dict[str, Any]:
+    found = _named(booking, table)
     said = {name: value for name, value in found.items() if name in COLUMNS}
     said |= {"details": {name: value for name, value in found.items() if name not in COLUMNS}}
     said |= _status(said, endpoint) | _day(said, endpoint)
@@ -275,12 +276,15 @@ def _said(booking: Wild, names: Names, endpoint: Endpoint) -> dict[str, Any]:
     return said
 
 
-def _named(thing: Wild, names: Names, readers: Readers) -> dict[str, Any]:
+def _named(thing: Wild, table: Table) -> dict[str, Any]:
     """Name → value, for what is there; what is there and empty is None."""
     found: dict[str, Any] = {}
-    for name, paths in names.items():
-        fields = [thing.at(*path.split(".")) for path in paths]
-        carry(found, name, fields[0].first(*fields[1:]), readers.get(name, Wild.text))
+    parts = {part: thing.at(*part) for part in table.parts}
+    for name, read, (part, key), others in table.columns:
+        field = parts[part][key]
+        if others:
+            field = field.first(*[parts[part][key] for part, key in others])
+        carry(found, name, field, read)
     return found
 
 
@@ -291,13 +295,16 @@ def _moment(field: Wild) -> datetime | None:
 
 def _iso(field: Wild) -> str | None:
     moment = _moment(field)
-    return moment.isoformat() if moment else None
+    return iso(moment) if moment else None
 
 
 def _amount(field: Wild) -> str | None:
     """Money as text, with two places at least: a webhook's "94.50" and an answer's 94.5 are the same."""
     amount = field.decimal()
-    return None if amount is None else max(f"{amount:f}", f"{amount:.2f}", key=len)
+    if amount is None:
+        return None
+    text = f"{amount:f}"
+    return text if len(text.partition(".")[2]) >= 2 else f"{amount:.2f}"
 
 
 def _many(field: Wild, name: str) -> list[tuple[str | None, Wild]]:
@@ -315,7 +322,7 @@ def _many(field: Wild, name: str) -> list[tuple[str | None, Wild]]:
 def _lines(field: Wild) -> list[dict[str, Any]]:
     lines = []
     for number, line in _many(field, "item"):
-        found = _named(line, LINE, PART_READERS)
+        found = _named(line, OF_LINE)
         if number is not None:
             found = {"line_id": number} | found
         # A name only where there is no sku: the read-back has both, and the line must not change by being read back.
@@ -326,7 +333,7 @@ def _lines(field: Wild) -> list[dict[str, Any]]:
 
 
 def _taxes(field: Wild) -> list[dict[str, Any]]:
-    return [_named(tax, TAX, PART_READERS) for _, tax in _many(field, "tax")]
+    return [_named(tax, OF_TAX) for _, tax in _many(field, "tax")]
 
 
 def _rest(field: Wild) -> dict[str, Any]:
@@ -336,9 +343,9 @@ def _rest(field: Wild) -> dict[str, Any]:
     return rest
 
 
-Readers = Mapping[str, Callable[[Wild], Any]]
+Reader = Callable[[Wild], Any]
 
-READERS: Final[Readers] = {
+READERS: Final[Mapping[str, Reader]] = {
     "starts_at": _moment,
     "ends_at": _moment,
     "provider_created_at": _moment,
@@ -354,7 +361,7 @@ READERS: Final[Readers] = {
 }
 """How a booking's values are read, by our name of them; as text where nothing is said here."""
 
-PART_READERS: Final[Readers] = {
+PART_READERS: Final[Mapping[str, Reader]] = {
     "qty": Wild.integer,
     "total": _amount,
     "amount": _amount,
@@ -364,12 +371,46 @@ PART_READERS: Final[Readers] = {
 """The same for what goes into JSON: lines and taxes."""
 
 
+Place = tuple[tuple[str, ...], str]
+"""A path taken apart: the way to a part of the thing, and a key in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Names and their readers, put together once: every delivery is read by the same few."""
+
+    columns: Sequence[tuple[str, Reader, Place, Sequence[Place]]]
+    """Name, reader, the place that is looked at first, the other places."""
+    parts: frozenset[tuple[str, ...]]
+    """All parts that a place is in: each is looked up once, however many places it has."""
+
+
+def _table(names: Names, readers: Mapping[str, Reader]) -> Table:
+    places = {name: [_place(path) for path in paths] for name, paths in names.items()}
+    return Table(
+        columns=[(name, readers.get(name, Wild.text), first, others) for name, (first, *others) in places.items()],
+        parts=frozenset(part for found in places.values() for part, _ in found),
+    )
+
+
+def _place(path: str) -> Place:
+    *part, key = path.split(".")
+    return tuple(part), key
+
+
+AS_SENT: Final = _table(WEBHOOK, READERS)
+AS_READ_BACK: Final = _table(READ_BACK, READERS)
+OF_LINE: Final = _table(LINE, PART_READERS)
+OF_TAX: Final = _table(TAX, PART_READERS)
+
+
 # --- what follows from what is said --------------------------------------------------------------------------
 
 
 def _status_of(code: str | None, endpoint: Endpoint) -> Status:
-    own = {word.upper(): Status(ours) for word, ours in endpoint.options.get("statuses", {}).items()}
-    return {**STATUSES, **own}.get((code or "").upper(), Status.UNKNOWN)
+    word = (code or "").upper()
+    own = {theirs.upper(): Status(ours) for theirs, ours in endpoint.options.get("statuses", {}).items()}
+    return own.get(word) or STATUSES.get(word, Status.UNKNOWN)
 
 
 def _status(said: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -61,6 +62,7 @@ SLOT: Final = ("start_time", "end_time", "day_of_week")
 
 GONE: Final = frozenset({"service-gone", "slot-gone"})
 SKIPPED: Final = "skipped by daylight saving"
+SORTED: Final = json.JSONEncoder(sort_keys=True)
 
 SERVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MOST_SERVICES: Final = 10  # a webhook belongs to one service; a forged body must not cost a thousand calls
@@ -149,8 +151,11 @@ def _service_call(service_id: str) -> Call:
 def _page_call(service_id: str, page: int) -> Call:
     """The documentation wants a page also where no pages are wanted."""
     params = {"service_id": service_id, "page": str(page), "page_size": str(PAGE_SIZE), "no_pagination": "true"}
-    name = f"slots:{service_id}" if page == 1 else f"slots:{service_id}:{page}"
-    return _call(name, "/time-slots", params=params, cache=timedelta(seconds=60))
+    return _call(_page_name(service_id, page), "/time-slots", params=params, cache=timedelta(seconds=60))
+
+
+def _page_name(service_id: str, page: int) -> str:
+    return f"slots:{service_id}" if page == 1 else f"slots:{service_id}:{page}"
 
 
 def _fresh_call(service_id: str) -> Call:
@@ -187,6 +192,7 @@ class Pages:
 
     def __init__(self, incoming: Incoming) -> None:
         self.received_at = incoming.delivery.received_at
+        self.known = bool(incoming.answers)
         self._answers = incoming.answers
         self._read: dict[str, Page] = {}
 
@@ -208,10 +214,9 @@ def _search(pages: Pages, service_id: str, slot_id: str) -> Wild | Call | None:
     """
     stale = False
     for number in range(1, MOST_PAGES + 1):
-        call = _page_call(service_id, number)
-        page = pages.get(call.name)
+        page = pages.get(_page_name(service_id, number))
         if page is None:
-            return call
+            return _page_call(service_id, number)
         if slot_id in page.slots:
             return page.slots[slot_id]
         stale = stale or page.asked_at < pages.received_at
@@ -269,10 +274,15 @@ class Service:
     note: str | None = None
 
 
+NO_SERVICE: Final = Service()
+
+
 def _service(booking: Wild, incoming: Incoming) -> Service:
+    if not incoming.answers:
+        return NO_SERVICE
     answer = incoming.answers.get(f"service:{booking['service_id'].text()}")
     if answer is None:
-        return Service()
+        return NO_SERVICE
     if answer.status == 404:
         return Service(note="service-gone")
     try:
@@ -301,20 +311,25 @@ class Slot:
     note: str | None = None
 
 
+NO_SLOT: Final = Slot()
+
+
 def _slot(booking: Wild, pages: Pages, zone: ZoneInfo | None) -> Slot:
     """The embedded slot, else the one that the API knows. Raises Malformed where the embedded one is unreadable."""
     if not booking["time_slot"]["start_time"].empty:
         return _read_slot(booking["time_slot"], zone)
+    if not pages.known:
+        return NO_SLOT
     service_id, slot_id = booking["service_id"].text(), booking["time_slot_id"].text()
     if service_id is None or slot_id is None:
-        return Slot()
+        return NO_SLOT
     try:
         found = _search(pages, service_id, slot_id)
         if isinstance(found, Wild):
             return _read_slot(found, zone)
     except Malformed:
         return Slot(note="unreadable")
-    return Slot(note="slot-gone" if found is None else None)
+    return Slot(note="slot-gone") if found is None else NO_SLOT
 
 
 def _read_slot(slot: Wild, zone: ZoneInfo | None) -> Slot:
@@ -380,16 +395,17 @@ def _own_words(booking: Wild, envelope: Envelope) -> tuple[dict[str, Any], dict[
         said["status"] = Status.CANCELLED
     elif booking["status"].present:
         said["status"] = STATUS.get(said["provider_status"], Status.UNKNOWN)
-    said.update(_customer(booking))
+    customer = booking["customer"]
+    said.update(_customer(booking, customer))
     details = {} if envelope.event_type is None else {"event_type": envelope.event_type}
     carry(details, "time_slot_id", booking["time_slot_id"], Wild.text)
     carry(details, "version", booking["version"], Wild.integer)
-    carry(details, "customer_updated_at", booking["customer"]["updated_at"], Wild.text)
+    carry(details, "customer_updated_at", customer["updated_at"], Wild.text)
     return said, details
 
 
-def _customer(booking: Wild) -> dict[str, Any]:
-    customer, said = booking["customer"], dict[str, Any]()
+def _customer(booking: Wild, customer: Wild) -> dict[str, Any]:
+    said: dict[str, Any] = {}
     if customer.present and customer.empty:
         said = dict.fromkeys(CUSTOMER)
     for column, name in CUSTOMER.items():
@@ -446,17 +462,19 @@ def _order(booking: Wild, envelope: Envelope) -> tuple[str | None, str | None]:
     if moment is None and number is None:
         return None, None
     sent = envelope.timestamp or moment
-    version = f"{_sortable(moment)}/{_sortable(sent)}/{int(envelope.deletes)}/{max(number or 0, 0):010d}"
-    return version, f"{_sortable(moment)}/{_digest(booking, envelope)}"
+    changed = _sortable(moment)
+    version = f"{changed}/{_sortable(sent)}/{int(envelope.deletes)}/{max(number or 0, 0):010d}"
+    return version, f"{changed}/{_digest(booking, envelope)}"
 
 
+@lru_cache(maxsize=64)  # all bookings of a body are sent at the same moment, and most were changed at that moment too
 def _sortable(moment: datetime | None) -> str:
     return moment.isoformat(timespec="microseconds") if moment else ""
 
 
 def _digest(booking: Wild, envelope: Envelope) -> str:
     try:
-        element = json.dumps([envelope.event_type, booking.value], sort_keys=True)
+        element = SORTED.encode([envelope.event_type, booking.value])
     except (RecursionError, ValueError) as error:
         raise booking.wrong("less nesting") from error
     return hashlib.sha256(element.encode()).hexdigest()[:32]

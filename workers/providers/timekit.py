@@ -92,13 +92,13 @@ def normalize(incoming: Incoming) -> Sequence[Element]:
     if booking["graph"].word() == "group_owner" and not incoming.endpoint.options.get("group_owners", False):
         return [Ignored(reason="group-owner")]
     external_id, state = booking["id"].needed(), booking["state"].word()
-    updated_at = booking["updated_at"].instant()
+    stamp = _stamp(booking["updated_at"].instant())
     return [
         Event(
             external_id=external_id,
             said=_said(booking, incoming.endpoint),
-            version=_version(updated_at, state),
-            same_as=_same_as(external_id, state, updated_at, incoming.delivery.body),
+            version=_version(stamp, state),
+            same_as=_same_as(external_id, state, stamp, incoming.delivery.body),
         )
     ]
 
@@ -108,24 +108,27 @@ def _booking(document: Wild) -> Wild:
     return document["data"] if document["id"].empty and not document["data"].empty else document
 
 
-def _version(updated_at: datetime | None, state: str | None) -> str | None:
-    """Their time in UTC, in a form that sorts as text, and how far the state is in its graph."""
+def _stamp(updated_at: datetime | None) -> str | None:
+    """Their time in UTC, in a form that sorts as text."""
     if updated_at is None:
+        return None
+    return updated_at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _version(stamp: str | None, state: str | None) -> str | None:
+    """Their time, and how far the state is in its graph."""
+    if stamp is None:
         return None
     rank = RANKS.get((state or "").lower(), RANKS["other"])
-    return f"{_stamp(updated_at)}/{rank:02d}"
+    return f"{stamp}/{rank:02d}"
 
 
-def _same_as(external_id: str, state: str | None, updated_at: datetime | None, body: bytes) -> str | None:
+def _same_as(external_id: str, state: str | None, stamp: str | None, body: bytes) -> str | None:
     """Without their time nothing tells a repeat from a booking that came back to a state."""
-    if updated_at is None:
+    if stamp is None:
         return None
-    parts = f"{external_id}\n{state}\n{_stamp(updated_at)}\n".encode()
+    parts = f"{external_id}\n{state}\n{stamp}\n".encode()
     return hashlib.sha256(parts + body).hexdigest()
-
-
-def _stamp(instant: datetime) -> str:
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _said(booking: Wild, endpoint: Endpoint) -> dict[str, Any]:
@@ -157,15 +160,16 @@ def _state(said: dict[str, Any], field: Wild) -> State:
 
 def _times(said: dict[str, Any], booking: Wild, endpoint: Endpoint) -> None:
     """Instants as written; the day in the venue's zone. Start and end come from one place, so that they fit."""
-    places = (booking["event"], booking.at("attributes", "event_info"), booking.at("attributes", "event"))
+    attributes = booking["attributes"]
+    places = (booking["event"], attributes["event_info"], attributes["event"])
     place = next((place for place in places if not place["start"].empty), places[0])
-    all_day = place["allDay"].truth() or False
-    for column, field in (("starts_at", place["start"]), ("ends_at", place["end"])):
+    start, all_day = place["start"], place["allDay"].truth() or False
+    for column, field in (("starts_at", start), ("ends_at", place["end"])):
         carry(said, column, field, _all_day_instant if all_day else Wild.instant)
     zone = _zone(said, booking.at("user", "timezone"), endpoint)
     if all_day:
-        carry(said, "date", place["start"], Wild.day)
-    elif zone is not None and place["start"].present:
+        carry(said, "date", start, Wild.day)
+    elif zone is not None and start.present:
         said["date"] = _day(said["starts_at"], zone)
 
 
@@ -250,27 +254,33 @@ def _details(details: dict[str, Any], booking: Wild) -> None:
 
 def _named(field: Wild) -> Any:
     """A related thing by id and name; whatever else hangs on it stays in the raw body."""
-    if isinstance(field.value, dict) and not field.empty:
-        return {key: field[key].plain() for key in ("id", "name") if field[key].present}
-    return None if field.empty else field.plain()
+    if field.empty:
+        return None
+    if not isinstance(field.value, dict):
+        return field.plain()
+    parts = {key: field[key] for key in ("id", "name")}
+    return {key: part.plain() for key, part in parts.items() if part.present}
 
 
 def _meta(field: Wild) -> Any:
     """An object, or the same written as JSON text."""
-    value = field.value
-    if isinstance(value, str):
+    if isinstance(field.value, str):
         try:
-            read = json.loads(value)
+            read = json.loads(field.value)
         except (ValueError, RecursionError):
             read = None
-        value = read if isinstance(read, dict | list) else value
-    return Wild(value, field.path).plain() or None
+        if isinstance(read, dict | list):
+            field = Wild(read, field.path)
+    return field.plain() or None
+
+
+NO_OWNER: Final = Wild({})
 
 
 def _group(booking: Wild) -> dict[str, Any]:
     """A seat's open slot: its id, and how many seats it has. `owner_booking` is an object or an id."""
     owner = booking["owner_booking"]
-    whole = owner if isinstance(owner.value, dict) else Wild({}, owner.path)
+    whole = owner if isinstance(owner.value, dict) else NO_OWNER
     seats = booking.at("attributes", "group_booking").first(whole.at("attributes", "group_booking"))
     owner_id = whole["id"] if not whole.empty else owner.first(booking.at("related", "owner_booking_id"))
     told: dict[str, Any] = {} if owner_id.empty else {"owner_booking_id": owner_id.text()}
