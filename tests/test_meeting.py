@@ -16,6 +16,8 @@ from world import NOON, VENUES, World, answer, request
 
 from schemas.delivery import RawDelivery, State
 from workers.bookings import LOCK, Sheet, Telling
+from workers.job import ComesBack, Done
+from workers.pipeline import process
 from workers.provider import Answer, Call, Event, Recall
 from workers.statements import Asked, Plain, Result, Session, transaction
 
@@ -89,6 +91,23 @@ def test_a_repeat_that_is_read_while_the_first_is_asked_for_leaves_nothing_parke
     assert world.verdict(first.id) == (State.DUPLICATE, None)
     assert world.delivery(first.id).acknowledged_at is not None
     assert len(world.rows()) == 1
+
+
+def test_who_has_lost_its_hold_writes_nothing_over_what_another_one_saved(engine: Engine) -> None:
+    """It takes the delivery for fresh; meanwhile its lease ends, another worker has it, and must come back to it."""
+    world = arcade(engine)
+    create = said_of_the_session("create", milliseconds=0)
+    held = world.taken(create)
+    assert [job.fresh for job in held] == [True]
+    world.clock.forward(minutes=1)
+    assert isinstance(world.work(create.id), ComesBack)
+    before, (row,) = world.delivery(create.id), world.rows()
+    assert before.state == State.RETRYING
+    (fate,) = process(held, world.parts).values()
+    assert isinstance(fate, Done)
+    assert fate.state is None
+    assert world.delivery(create.id) == before
+    assert world.rows() == [row]
 
 
 def plainly(engine: Engine, work: Callable[[Session], None]) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from sqlalchemy import Engine, Text, bindparam, literal, select, text
+from sqlalchemy import ARRAY, Engine, Text, Uuid, bindparam, func, literal, select, text
 
+from schemas.delivery import new_id
 from workers.database import workers_engine
 from workers.statements import Asked, Piped, Session, Statement, alone, onlookers, transaction
 
@@ -164,7 +170,63 @@ def test_an_onlooker_sees_what_goes_through_a_pipeline(pool: Engine) -> None:
         transaction(pool, lambda session: list(session.send(ONE)))
     finally:
         onlookers.remove(look)
-    assert [asked.text.split()[0] for asked in seen] == ["BEGIN", "SELECT", "COMMIT"]
+    assert [asked.text.split()[0] for asked in seen] == ["SELECT"]
+
+
+RELAY = """
+import os, socket, sys, threading
+
+def passed_on(behind, client):
+    while piece := behind.recv(2**20):
+        client.sendall(piece)
+
+listener = socket.socket(fileno=int(sys.argv[1]))
+client, behind = listener.accept()[0], socket.socket(socket.AF_UNIX)
+behind.connect(sys.argv[2])
+threading.Thread(target=passed_on, args=[behind, client], daemon=True).start()
+while piece := client.recv(2**20):
+    os.write(1, b".")
+    behind.sendall(piece)
+"""
+"""Between one client and the server: a dot for each piece that the client gives to the network."""
+
+
+def test_what_is_sent_goes_over_the_wire_together(pool: Engine) -> None:
+    """Once to the first result, and once to the end: that is what a pipeline is for, and psycopg's own sends each."""
+    numbers = count()
+
+    def work(session: Session) -> None:
+        found = [session.send(ONE) for _ in range(4)]
+        list(found[0])
+        for _ in range(4):
+            session.send(NOTE(number=next(numbers)))
+
+    own = {"sslmode": "disable", "gssencmode": "disable"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = pool.url.set(drivername="postgresql", host="127.0.0.1", port=listener.getsockname()[1], query=own)
+        command = [sys.executable, "-c", RELAY, str(listener.fileno()), f"{pool.url.query['host']}/.s.PGSQL.5432"]
+        relay = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[listener.fileno()])
+    through = workers_engine(url.render_as_string(hide_password=False))
+    with relay:
+        assert relay.stdout is not None
+        for _ in range(6):  # until psycopg has prepared them
+            transaction(through, work)
+        os.read(relay.stdout.fileno(), 2**16)
+        transaction(through, work)
+        assert os.read(relay.stdout.fileno(), 2**16) == b".."
+        through.dispose()
+    assert notes(pool) == list(range(28))
+
+
+def test_ids_are_written_as_one_word(pool: Engine) -> None:
+    """And every other list is left to psycopg, which knows how to quote."""
+    ids = [new_id() for _ in range(3)]
+    wanted = bindparam("ids", type_=ARRAY(Uuid()), required=True)
+    words = bindparam("words", type_=ARRAY(Text()), required=True)
+    both = Statement(select(func.unnest(wanted).label("id"), func.unnest(words).label("word")))
+    said = ["a,b", 'c"d', "{}"]
+    assert [(row.id, row.word) for row in alone(pool, both(ids=ids, words=said))] == list(zip(ids, said, strict=True))
+    assert alone(pool, both(ids=[], words=[])) == []
 
 
 def test_nobody_waits_before_a_result_is_read(pool: Engine) -> None:

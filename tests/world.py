@@ -27,7 +27,7 @@ from schemas.endpoints import Config, Endpoint
 from workers.database import engine as make_engine
 from workers.errors import ProviderUnavailable
 from workers.fold import Said
-from workers.job import Fate
+from workers.job import Fate, Job
 from workers.land import landing
 from workers.pipeline import Parts, process
 from workers.provider import Answer, Call, Event, Provider
@@ -158,12 +158,13 @@ class World:
         return process(self.store.claim_all(delivery_ids, self.clock()), self.parts)
 
     def deliver(self, *raws: RawDelivery) -> list[Fate | None]:
-        """Lands each request and works on it, one after the other."""
-        fates = []
-        for raw in raws:
-            self.land(raw)
-            fates.append(self.work(raw.id))
-        return fates
+        """Works on each request by the worker that lands it, one after the other."""
+        return [process(self.taken(raw), self.parts).get(raw.id) for raw in raws]
+
+    def taken(self, raw: RawDelivery) -> list[Job]:
+        """What a worker holds that finds a request in the inbox."""
+        now = self.clock()
+        return self.store.take([landing(raw.id, raw.pack(), self.config, self.providers, now)], [raw.id], now)
 
     def at_once(self, ids: Iterable[UUID], workers: int = WORKERS) -> list[Fate | None]:
         """Several workers take these deliveries from one queue."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from itertools import chain
+from operator import attrgetter, ne
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -64,6 +65,10 @@ OURS: Final = ("first_seen_at", "changed_at", "delivery_id")
 """The columns of a booking that are ours, and follow from its events as well."""
 IDENTITY: Final = ("id", "provider", "endpoint", "external_id")
 
+_SHOWN: Final = attrgetter(*COLUMNS)
+_OURS: Final = attrgetter(*OURS)
+"""Of the row of a booking."""
+
 CODES: Final = sought("codes", endpoint=Text(), reference=Text())
 NAMED: Final = Statement(
     select(bookings.c.id, bookings.c.endpoint, bookings.c.reference).join(
@@ -103,11 +108,15 @@ ALL: Final = Statement(select(*events.c).where(among(events.c.booking_id)))
 
 REMOVE: Final = Statement(delete(events).where(among(events.c.id)))
 FORGET: Final = Statement(delete(bookings).where(among(bookings.c.id)))
-SHOW: Final = Statement(updated(bookings, [*COLUMNS, *OURS]))
-TELL: Final = Statement(
-    inserted(events, ["booking_id", "delivery_id", "position", "version", "received_at", "same_as", "event", "parser"])
+_SHOWING: Final = updated(bookings, [*COLUMNS, *OURS], rows="shown")
+_TELLING: Final = inserted(
+    events,
+    ["booking_id", "delivery_id", "position", "version", "received_at", "same_as", "event", "parser"],
+    rows="told",
 )
-NOTE: Final = Statement(inserted(changes, ["booking_id", "delivery_id", "kind", "diff"]))
+_NOTING: Final = inserted(changes, ["booking_id", "delivery_id", "kind", "diff"], rows="noted")
+WRITE: Final = Statement(_NOTING.add_cte(_SHOWING.cte("showing"), _TELLING.cte("telling")))
+"""What bookings show now, what was told of them, and what that changed: nothing of it needs the rest of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +128,8 @@ class Telling:
     said: Sequence[tuple[int, Event]]
     parser: int
     recalled: Sequence[tuple[Recall, Any]] = ()
+    first: bool = False
+    """The delivery has said nothing before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +333,7 @@ class Sheet:
         """A page for every booking that may be touched: locked, always in the same order, so that nobody waits in a
         ring; one that is not there yet is made, and filled before anybody else can see it.
 
-        Two round trips: which bookings those are, and then all of them with what is needed of their events.
+        One round trip, after another one where it must be asked which bookings those are.
         """
         named = self._named_before(tellings)
         spoken = set(chain.from_iterable(self._spoken.values()))
@@ -349,7 +360,8 @@ class Sheet:
 
     def _named_before(self, tellings: Sequence[Telling]) -> Mapping[tuple[str, str], Set[UUID]]:
         """The bookings by endpoint and code, where a code is all that is told; and what was spoken of before."""
-        spoken = self._session.send(SPOKEN(ids=sorted(telling.raw.id for telling in tellings)))
+        again = sorted(telling.raw.id for telling in tellings if not telling.first)
+        spoken = self._session.send(SPOKEN(ids=again)) if again else ()
         codes = _codes(tellings)
         found: dict[tuple[str, str], set[UUID]] = {}
         if codes:
@@ -380,9 +392,9 @@ class Sheet:
         for statement, ids in ((REMOVE, self._removed), (FORGET, gone)):
             if ids:
                 self._session.send(statement(ids=ids))
-        for statement, rows in ((SHOW, shown), (TELL, fresh), (NOTE, self._changes)):
-            if rows:
-                self._session.send(statement(rows=as_json(rows)))
+        if shown or fresh:
+            written = WRITE(shown=as_json(shown), told=as_json(fresh), noted=as_json(self._changes))
+            self._session.send(written)
 
     @classmethod
     def of(cls, session: Session, identity: UUID) -> Sheet:
@@ -447,10 +459,10 @@ def _receipt(said: Said) -> tuple[datetime, UUID, int]:
 
 def _page(row: Any, *, fresh: bool) -> _Page:
     """A booking as its row shows it, which is what its events add up to; one that is fresh has none."""
-    ours = tuple(getattr(row, name) for name in OURS)
+    ours = _OURS(row)
     if fresh:
         return _Page(row=row, columns=None, ours=ours)
-    columns = {column: getattr(row, column) for column in COLUMNS}
+    columns = dict(zip(COLUMNS, _SHOWN(row), strict=True))
     return _Page(row=row, columns=columns, ours=ours, base=Row(columns=columns, **dict(zip(OURS, ours, strict=True))))
 
 
@@ -579,8 +591,7 @@ def _from_row(row: Any) -> _Told:
 def _differs(page: _Page) -> bool:
     """Whether the table shows something else than the sheet."""
     assert page.columns is not None
-    ours = tuple(getattr(page.row, name) for name in OURS)
-    return ours != page.ours or any(getattr(page.row, column) != page.columns[column] for column in COLUMNS)
+    return _OURS(page.row) != page.ours or any(map(ne, _SHOWN(page.row), map(page.columns.__getitem__, COLUMNS)))
 
 
 def _plain(page: _Page) -> dict[str, Any]:

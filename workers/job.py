@@ -30,6 +30,8 @@ class Job:
     state: State
     attempt: int
     """Counts this one, from 1."""
+    fresh: bool = False
+    """It has just landed, by this worker: nothing of what it says was saved before."""
     message_id: str | None = None
     answers: Mapping[str, Answer] = field(default_factory=dict)
     applied: bool = False

@@ -32,25 +32,26 @@ from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import TypeEngine
 
-ROWS: Final = bindparam("rows", type_=JSON())
+ROWS: Final = "rows"
 
 
-def given(table: SqlTable, columns: Sequence[str]) -> TableValuedAlias:
+def given(table: SqlTable, columns: Sequence[str], rows: str = ROWS) -> TableValuedAlias:
     """The rows of the parameter `rows` as a table: dictionaries with these columns, as JSON has them."""
-    document = func.json_populate_recordset(literal_column(f"NULL::{table.name}"), cast(ROWS, JSON()))
+    given = cast(bindparam(rows, type_=JSON()), JSON())
+    document = func.json_populate_recordset(literal_column(f"NULL::{table.name}"), given)
     return document.table_valued(*(column(name, table.c[name].type) for name in columns), name="given")
 
 
-def inserted(table: SqlTable, columns: Sequence[str]) -> Insert:
+def inserted(table: SqlTable, columns: Sequence[str], rows: str = ROWS) -> Insert:
     """Inserts the rows of the parameter `rows`."""
-    rows = given(table, columns)
-    return upsert(table).from_select(list(columns), select(*rows.c))
+    found = given(table, columns, rows)
+    return upsert(table).from_select(list(columns), select(*found.c))
 
 
-def updated(table: SqlTable, columns: Sequence[str]) -> Update:
+def updated(table: SqlTable, columns: Sequence[str], rows: str = ROWS) -> Update:
     """Writes these columns into the rows that `id` names."""
-    rows = given(table, ["id", *columns])
-    return update(table).where(table.c.id == rows.c.id).values({name: rows.c[name] for name in columns})
+    found = given(table, ["id", *columns], rows)
+    return update(table).where(table.c.id == found.c.id).values({name: found.c[name] for name in columns})
 
 
 def among(wanted: Column[Any]) -> ColumnElement[bool]:

@@ -4,6 +4,8 @@ SQLAlchemy's own way of executing costs more than most of our statements cost Po
 of them waits for the one before. Here what is sent goes out when somebody reads a result: so several statements share
 one round trip, and still run one after the other, each in sight of what was committed when its turn came.
 
+`_Gathering` reaches into psycopg's pipeline; tests/test_statements.py counts what goes over the wire.
+
 Knows no table. What an error means is `workers.database`.
 """
 
@@ -12,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.rows import RowFactory, RowMaker, namedtuple_row
-from sqlalchemy import Connection, Engine
+from sqlalchemy import ARRAY, Connection, Engine, Uuid
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.types import TypeEngine
 
 from workers.errors import DeliveryError
 
@@ -43,8 +48,8 @@ class Asked:
 onlookers: Final[list[Callable[[psycopg.Connection[Any], Asked], None]]] = []
 """Who wants to see each statement just before it is sent through a pipeline: EXPLAIN, and tests. In life nobody."""
 
-BEGIN: Final = Asked("BEGIN", {})
-COMMIT: Final = Asked("COMMIT", {})
+BEGIN: Final = b"BEGIN"
+COMMIT: Final = b"COMMIT"
 
 
 class Statement:
@@ -55,9 +60,12 @@ class Statement:
         wanted = {name for name, bind in compiled.binds.items() if bind.required}  # type: ignore[attr-defined]
         self.text: Final = str(compiled)
         self._fixed: Final = {name: value for name, value in compiled.params.items() if name not in wanted}
+        self._ids: Final = [name for name in wanted if _is_list_of_ids(compiled.binds[name].type)]  # type: ignore[attr-defined]
         self._rows: RowMaker[Any] | None = None
 
     def __call__(self, **values: Any) -> Asked:
+        for name in self._ids:  # psycopg would look at each of them three times
+            values[name] = f"{{{','.join(map(str, values[name]))}}}"
         return Asked(self.text, {**self._fixed, **values}, self._named)
 
     def _named(self, cursor: psycopg.Cursor[Any]) -> RowMaker[Any]:
@@ -65,6 +73,10 @@ class Statement:
         if self._rows is None:
             self._rows = namedtuple_row(cursor)
         return self._rows
+
+
+def _is_list_of_ids(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind, ARRAY) and isinstance(kind.item_type, Uuid)
 
 
 class Session(Protocol):
@@ -92,10 +104,45 @@ class Piped:
 
     connection: psycopg.Connection[Any]
 
-    def send(self, asked: Asked) -> psycopg.Cursor[Any]:
+    def send(self, asked: Asked) -> _Rows:
         for look in onlookers:
             look(self.connection, asked)
-        return self.connection.cursor(row_factory=asked.named).execute(asked.text, asked.values)
+        return _Rows(self.connection.cursor(row_factory=asked.named).execute(asked.text, asked.values))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A result that is read all at once: row by row psycopg asks its pipeline for each of them."""
+
+    cursor: psycopg.Cursor[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.cursor.fetchall())
+
+
+class _Gathering(psycopg.Pipeline):
+    """psycopg by itself gives each statement of a pipeline to the network as soon as it has it, and the server takes it
+    up alone. Here they gather in libpq's buffer, which leaves when a result is wanted, or at the end."""
+
+    def say(self, word: bytes) -> None:
+        """A command without values and rows."""
+        self.command_queue.append(partial(self.pgconn.send_query_params, word, None))
+        self.result_queue.append(None)
+
+    def _communicate_gen(self) -> PQGen[None]:
+        while self.command_queue:
+            self.command_queue.popleft()()
+        yield from ()
+
+
+@contextmanager
+def _gathering(connection: psycopg.Connection[Any]) -> Iterator[_Gathering]:
+    pipeline = connection._pipeline = _Gathering(connection)
+    try:
+        with pipeline:
+            yield pipeline
+    finally:
+        connection._pipeline = None
 
 
 def transaction(engine: Engine, work: Callable[[Session], T]) -> T:
@@ -103,11 +150,10 @@ def transaction(engine: Engine, work: Callable[[Session], T]) -> T:
     a pool are after PostgreSQL was restarted. Raises what psycopg and SQLAlchemy's pool raise."""
 
     def done(connection: psycopg.Connection[Any]) -> T:
-        with connection.pipeline(), _broken_off(connection):
-            session = Piped(connection)
-            session.send(BEGIN)
-            result = work(session)
-            session.send(COMMIT)
+        with _gathering(connection) as pipeline, _broken_off(connection):
+            pipeline.say(BEGIN)
+            result = work(Piped(connection))
+            pipeline.say(COMMIT)
         return result
 
     return _once_more(engine, done)
@@ -126,9 +172,14 @@ def _broken_off(connection: psycopg.Connection[Any]) -> Iterator[None]:
         raise
 
 
-def alone(engine: Engine, asked: Asked) -> psycopg.Cursor[Any]:
-    """One statement, which is a transaction by itself; otherwise as `transaction`."""
-    return _once_more(engine, lambda connection: Piped(connection).send(asked))
+def alone(engine: Engine, asked: Asked) -> list[Any]:
+    """The rows of one statement, if it has any, which is a transaction by itself; otherwise as `transaction`."""
+
+    def done(connection: psycopg.Connection[Any]) -> list[Any]:
+        rows = Piped(connection).send(asked)
+        return list(rows) if rows.cursor.description else []
+
+    return _once_more(engine, done)
 
 
 def _once_more(engine: Engine, work: Callable[[psycopg.Connection[Any]], T]) -> T:

@@ -186,8 +186,7 @@ class Store:
     def _run(self, asked: Asked) -> list[Any]:
         """One statement, committed; its rows. Raises DeliveryError."""
         with database.told():
-            result = alone(self.engine, asked)
-            return result.fetchall() if result.description else []
+            return alone(self.engine, asked)
 
     def _transaction(self, work: Callable[[Session], T]) -> T:
         """Does it in one transaction. Raises DeliveryError."""
@@ -354,6 +353,7 @@ def _job_of(landing: Landing) -> Job:
         provider=landing.provider,
         state=State.RECEIVED,
         attempt=1,
+        fresh=True,
         message_id=landing.message_id,
     )
 
@@ -370,7 +370,7 @@ def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[l
     named: set[str] = set()
     rows = []
     for entry in entries:
-        if states.get(entry.job.raw.id) not in OPEN:
+        if not _is_held(entry.job, states.get(entry.job.raw.id)):
             saved.append(Saved(entry=entry, state=None))
             continue
         try:
@@ -387,6 +387,11 @@ def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[l
     if rows:
         session.send(SETTLE(rows=as_json(rows)))
     return saved, named
+
+
+def _is_held(job: Job, state: State | None) -> bool:
+    """Whether nobody else has settled it; or, where it is taken for fresh, saved anything of it."""
+    return state is State.RECEIVED if job.fresh else state in OPEN
 
 
 def _told(sheet: Sheet, entry: Entry) -> tuple[Entry, list[Effect]]:
@@ -414,6 +419,7 @@ def _telling(entry: Entry) -> Telling | None:
         said=said,
         parser=entry.parser,
         recalled=[(recall, answers[recall.name].body) for recall in entry.found.recalled],
+        first=entry.job.fresh,
     )
 
 
