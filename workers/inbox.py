@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from schemas.delivery import INBOX, Malformed, RawDelivery
 from schemas.logs import log
@@ -16,6 +18,7 @@ class Inbox:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._landed: list[UUID] = []
 
     def get(self, delivery_id: UUID) -> bytes | None:
         """The packed request; None when it has landed already."""
@@ -33,6 +36,17 @@ class Inbox:
         """Removes what Postgres has."""
         if delivery_ids:
             self._redis.hdel(INBOX, *map(str, delivery_ids))
+
+    def landed(self, *delivery_ids: UUID) -> None:
+        """Notes what Postgres has. It may stay here for a while: whoever finds it finds it landed."""
+        self._landed += delivery_ids
+
+    def tidy(self) -> None:
+        """Removes what has landed: off the way of a delivery, because Redis syncs its disk for it. What a Redis that is
+        away keeps is found by the sweeper."""
+        landed, self._landed = self._landed, []
+        with suppress(RedisError):
+            self.forget(*landed)
 
     def waiting(self) -> Iterator[tuple[UUID, bytes]]:
         """Every request that has not landed; one that comes or goes meanwhile may be left out or told twice."""

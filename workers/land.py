@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Final
 from uuid import UUID
-
-from redis.exceptions import RedisError
 
 from schemas.delivery import RawDelivery
 from schemas.endpoints import Config
@@ -48,8 +45,8 @@ def take(
     providers: Mapping[str, Provider],
     now: datetime,
 ) -> list[Job]:
-    """Lands what is still in the inbox, and takes hold of all that is due. One that cannot land stays in the inbox,
-    and keeps nobody else from it."""
+    """Lands what is still in the inbox, and takes hold of all that is due; what has landed is left to be tidied up. One
+    that cannot land stays in the inbox, and keeps nobody else from it."""
     packed = inbox.get_all(delivery_ids)
     landings = [landing(one, packed[one], config, providers, now) for one in delivery_ids if one in packed]
     try:
@@ -64,8 +61,7 @@ def take(
             with about(delivery=one, endpoint=endpoints.get(one)):
                 jobs += _alone(one, inbox, store, config, providers, now)
         return jobs
-    with suppress(RedisError):  # it may stay there for a while: whoever finds it finds it landed
-        inbox.forget(*packed)
+    inbox.landed(*packed)
     return jobs
 
 
