@@ -25,7 +25,7 @@ from console.web.app import build
 from console.web.settings import PASSWORD as PASSWORD_VARIABLE
 from console.web.settings import Settings
 from schemas.endpoints import Config, Endpoint
-from tests.serving import eventually, free_port, serving
+from tests.serving import PLAIN, eventually, free_port, serving
 from tests.world import VENUES
 
 SECRET = "the-secret-of-an-installation"
@@ -43,7 +43,7 @@ def settings_of(database_url: str, **changes: Any) -> Settings:
 @contextmanager
 def console(settings: Settings) -> Iterator[Browser]:
     """A console that runs, and somebody in front of it who has not logged in."""
-    with serving(build(settings)) as url, httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+    with serving(build(settings)) as url, httpx.Client(base_url=url, **PLAIN, timeout=20) as client:
         yield Browser(client)
 
 
@@ -105,7 +105,7 @@ def _running(command: list[str], environment: Mapping[str, str], folder: Path, l
 
 def _lives(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        return httpx.get(f"{url}/healthz", **PLAIN).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -44,16 +44,20 @@ def template(services: Embedded) -> str:
     return "reservoir"
 
 
+@pytest.fixture(scope="session")
+def maintenance(services: Embedded) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to make databases over; a new one for each would cost the server as much as the databases do."""
+    with psycopg.connect(services.database_url.replace("/reservoir?", "/postgres?"), autocommit=True) as connection:
+        yield connection
+
+
 @pytest.fixture
-def database_url(services: Embedded, template: str) -> Iterator[str]:
+def database_url(services: Embedded, template: str, maintenance: psycopg.Connection[Any]) -> Iterator[str]:
     """A database of the test's own."""
     name = f"test_{next(_numbers)}"
-    maintenance = services.database_url.replace("/reservoir?", "/postgres?")
-    with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    maintenance.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield services.database_url.replace("/reservoir?", f"/{name}?")
-    with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import PATIENCE, eventually, free_port, listening
+from serving import PATIENCE, PLAIN, eventually, free_port, listening
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 CONFIGURATION = Path(__file__).resolve().parent.parent / "deploy" / "haproxy.cfg"
@@ -67,13 +67,13 @@ def balanced(tmp_path: Path, *receivers: Callable[[socket.socket], None]) -> Ite
 
 def _healthy(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        return httpx.get(f"{url}/healthz", **PLAIN).status_code == 200
     except httpx.TransportError:
         return False
 
 
 def sent(url: str, count: int = 6) -> list[int]:
-    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(**PLAIN, timeout=PATIENCE) as client:
         return [client.post(f"{url}/hooks/arcade/token", content=b"%d" % number).status_code for number in range(count)]
 
 

@@ -18,7 +18,7 @@ from random import Random
 
 import httpx
 import pytest
-from serving import serving
+from serving import PLAIN, serving
 from sqlalchemy import Engine
 
 from schemas.delivery import now
@@ -81,7 +81,7 @@ def room(tmp_path: Path, database_url: str, engine: Engine) -> Iterator[Room]:
 
 def browser(address: str, *, follow: bool = True) -> httpx.Response:
     """A person who says yes: Lockme sends the browser back to where we listen."""
-    with httpx.Client(trust_env=False, follow_redirects=follow) as client:
+    with httpx.Client(**PLAIN, follow_redirects=follow) as client:
         return client.get(address)
 
 

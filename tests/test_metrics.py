@@ -26,7 +26,7 @@ import redis as redis_py
 import yaml
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
-from serving import PATIENCE, serving
+from serving import PATIENCE, PLAIN, serving
 from sqlalchemy import Engine
 from world import NOON, Step, World, request, tell
 
@@ -239,7 +239,7 @@ def test_an_answers_accounting_is_cheap(tmp_path: Path) -> None:
 @contextmanager
 def receiving(redis_url: str, **settings: Any) -> Iterator[httpx.Client]:
     app = build(Settings(redis_url=redis_url, secret=SECRET, config=CONFIG, **settings))
-    with serving(app) as url, httpx.Client(trust_env=False, timeout=PATIENCE, base_url=url) as client:
+    with serving(app) as url, httpx.Client(**PLAIN, timeout=PATIENCE, base_url=url) as client:
         yield client
 
 
@@ -623,7 +623,7 @@ def test_a_real_run_exposes_every_metric_with_its_labels(tmp_path: Path) -> None
         ) as trial:
             forgetful.fail_acknowledgements(1000)
             with command(trial, counted) as url:
-                async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+                async with httpx.AsyncClient(**PLAIN, timeout=PATIENCE) as client:
                     assert (await client.post(studio.hook_url, content=b"{")).status_code == 200
                     assert (await client.post(f"{trial.url}/hooks/vault/0")).status_code == 404
                     days = [asyncio.create_task(one.busy_day(2)) for one in (vault, studio, forgetful)]

@@ -132,11 +132,13 @@ HOSTILE = [
 ]
 
 
+@cache
 def scalars(provider: str) -> st.SearchStrategy[Any]:
     known = st.sampled_from(vocabulary(provider).values)
     return known | st.sampled_from(HOSTILE) | st.integers() | st.floats() | st.text(max_size=20)
 
 
+@cache
 def trees(provider: str) -> st.SearchStrategy[Any]:
     names = st.sampled_from(vocabulary(provider).names) | st.text(max_size=5)
     return st.recursive(
@@ -165,6 +167,7 @@ def _put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     return {**document, path[0]: inner}
 
 
+@cache
 def forms(provider: str) -> st.SearchStrategy[bytes]:
     """Bracketed form fields."""
     names = st.lists(st.sampled_from(vocabulary(provider).names) | st.sampled_from(["", "0", "1"]), max_size=4)
@@ -174,6 +177,7 @@ def forms(provider: str) -> st.SearchStrategy[bytes]:
     return fields.map(lambda pairs: urlencode(pairs, errors="surrogatepass").encode())
 
 
+@cache
 def bodies(provider: str) -> st.SearchStrategy[bytes]:
     written = (damaged(provider) | damaged(provider) | trees(provider)).map(lambda one: json.dumps(one).encode())
     whole = st.sampled_from([case.delivery.body for case in cases() if case.provider == provider])
@@ -181,21 +185,36 @@ def bodies(provider: str) -> st.SearchStrategy[bytes]:
     return written | written | cut | forms(provider) | st.binary(max_size=200)
 
 
-def headers(case: Case) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
+@cache
+def odd_headers() -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
     text = st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n\x00"), max_size=30)
     names = st.sampled_from(["content-type", "x-messageid", "x-timekit-signature", "X-Odd"])
-    odd = st.lists(st.tuples(names, text | st.sampled_from(["90412277", "²", "9" * 20])), max_size=3).map(tuple)
-    return st.just(case.delivery.headers) | st.just(case.delivery.headers) | odd
+    return st.lists(st.tuples(names, text | st.sampled_from(["90412277", "²", "9" * 20])), max_size=3).map(tuple)
+
+
+def headers(case: Case) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
+    return st.just(case.delivery.headers) | st.just(case.delivery.headers) | odd_headers()
 
 
 ERRORS = (ProviderUnavailable(), Throttled(after=timedelta(days=400)), Refused())
 
 
+@cache
 def outcomes(provider: str) -> st.SearchStrategy[Any]:
     """What an API may do when it is asked."""
     body = damaged(provider) | trees(provider)
     answers = st.builds(answer, body, status=st.sampled_from([200, 200, 200, 201, 404]))
     return answers | answers | st.sampled_from(ERRORS)
+
+
+@cache
+def several_outcomes(provider: str) -> st.SearchStrategy[list[Any]]:
+    return st.lists(outcomes(provider), min_size=1, max_size=3)
+
+
+@cache
+def of_some_fixture(provider: str) -> st.SearchStrategy[Case]:
+    return st.sampled_from([case for case in cases() if case.provider == provider])
 
 
 @dataclass(frozen=True)
@@ -212,14 +231,15 @@ class Anything:
         return Script(otherwise=lambda call: self.outcomes[next(told) % len(self.outcomes)])
 
 
+@cache
 @st.composite
 def anything(draw: st.DrawFn, provider: str) -> Anything:
-    case = draw(st.sampled_from([case for case in cases() if case.provider == provider]))
+    case = draw(of_some_fixture(provider))
     return Anything(
         case=case,
         body=draw(bodies(provider)),
         headers=draw(headers(case)),
-        outcomes=draw(st.lists(outcomes(provider), min_size=1, max_size=3)),
+        outcomes=draw(several_outcomes(provider)),
     )
 
 
@@ -313,6 +333,7 @@ def steps(draw: st.DrawFn, provider: str, version: int) -> Step:
     )
 
 
+@cache
 @st.composite
 def stories(draw: st.DrawFn, provider: str) -> Story:
     """Some requests, some of them more than once, received in any order of the provider's versions."""
@@ -599,6 +620,7 @@ VERSIONS = (None, None, "", "2", "10", "é", "z", "\ue000", "\U0001f600")
 """Not every language sorts them alike; UTF-16 would not keep the order of the last two."""
 
 
+@cache
 @st.composite
 def strange(draw: st.DrawFn, provider: str) -> Event:
     """What that provider makes of some document."""
@@ -638,6 +660,7 @@ RECALLS = st.builds(
 )
 
 
+@cache
 @st.composite
 def plots(draw: st.DrawFn, provider: str) -> Plot:
     found = draw(st.lists(strange(provider), min_size=1, max_size=3))

@@ -24,7 +24,7 @@ import httpx
 import psutil
 import pytest
 import redis as redis_py
-from serving import PATIENCE, connected, eventually, free_port, serving, silent_server, spoken
+from serving import PATIENCE, PLAIN, connected, eventually, free_port, serving, silent_server, spoken
 from uvicorn.config import STARTUP_FAILURE
 from weather import OwnRedis, own_redis_in
 
@@ -81,7 +81,7 @@ class Receiver:
 @contextmanager
 def receiving(redis_url: str, **settings: Any) -> Iterator[Receiver]:
     app = build(Settings(redis_url=redis_url, secret=SECRET, config=CONFIG, **settings))
-    with serving(app) as url, httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+    with serving(app) as url, httpx.Client(**PLAIN, timeout=PATIENCE) as client:
         yield Receiver(url, client)
 
 
@@ -535,7 +535,7 @@ def test_the_process_of_the_procfile(redis: redis_py.Redis, redis_url: str, tmp_
         subprocess.Popen(
             command_line(port), cwd=PROJECT, env=environment(tmp_path, REDIS_URL=redis_url), stdout=log, stderr=log
         ) as process,
-        httpx.Client(trust_env=False, timeout=PATIENCE) as client,
+        httpx.Client(**PLAIN, timeout=PATIENCE) as client,
     ):
         try:
             assert eventually(lambda: _answers(client, f"{url}/readyz") or process.poll() is not None)
@@ -598,7 +598,7 @@ def _posted(hook: str, count: int) -> int:
     acked = 0
     for number in range(count):
         with suppress(httpx.TransportError):
-            acked += httpx.post(hook, content=b"%d" % number, trust_env=False, timeout=PATIENCE).status_code == 200
+            acked += httpx.post(hook, content=b"%d" % number, **PLAIN, timeout=PATIENCE).status_code == 200
     return acked
 
 

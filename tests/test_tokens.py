@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import free_port, serving
+from serving import PLAIN, free_port, serving
 from sqlalchemy import Engine, create_engine, text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -387,7 +387,7 @@ class Partner:
 
     def works(self, token: Token) -> bool:
         """Whether the API takes it."""
-        with httpx.Client(trust_env=False) as http:
+        with httpx.Client(**PLAIN) as http:
             headers = {"authorization": f"Bearer {token.access_token}"}
             return http.get(f"{self.endpoint.api_url}/v2.4/me", headers=headers).status_code == 200
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from serving import PATIENCE, connected, eventually, free_port, listening
+from serving import PATIENCE, PLAIN, connected, eventually, free_port, listening
 from test_receiver import (
     PROJECT,
     SECRET,
@@ -247,7 +247,7 @@ def process(tmp_path: Path, redis_url: str, **variables: str) -> Iterator[tuple[
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as running,
-        httpx.Client(trust_env=False, timeout=PATIENCE) as client,
+        httpx.Client(**PLAIN, timeout=PATIENCE) as client,
     ):
         try:
             receiver = Receiver(url, client)
