@@ -94,6 +94,7 @@ def configure(process: str, level: int | str = "INFO", *, crashes: bool = True) 
     root.setLevel(least)
     # uvicorn brings handlers of its own. Its few words about start and end come at every level: `up` waits for them.
     logging.getLogger("uvicorn").handlers, logging.getLogger("uvicorn").propagate = [], True
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line shows them
     for name, least_of_it in QUIET.items():
         logging.getLogger(name).setLevel(least_of_it)
     if crashes:
@@ -121,7 +122,7 @@ def formatter(process: str, *, as_json: bool) -> logging.Formatter:
         event.setdefault("process", process)
         return event
 
-    return ProcessorFormatter(
+    return _Lines(
         foreign_pre_chain=[_foreign],
         use_get_message=False,
         pass_foreign_args=True,
@@ -137,6 +138,19 @@ def formatter(process: str, *, as_json: bool) -> logging.Formatter:
             *look,
         ],
     )
+
+
+class _Lines(ProcessorFormatter):
+    """A line of ours brings its fields along, and needs no copy of its record: that was a third of what it cost."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        logger, name = getattr(record, "_logger", None), getattr(record, "_name", "")
+        if logger is None or not isinstance(record.msg, dict):
+            return super().format(record)
+        line: Any = {**record.msg, "_record": record, "_from_structlog": True}
+        for processor in self.processors:
+            line = processor(logger, name, line)
+        return str(line)
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
@@ -279,7 +293,12 @@ def places(trace: TracebackType | None) -> list[str]:
 
 def _plain(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Fields as they are printed: an object that is none of these would print whatever it holds."""
-    return {name: value if name[0] == "_" else _printed(value) for name, value in event.items()}
+    return {
+        name: value if type(value) in _PLAIN or name[0] == "_" else _printed(value) for name, value in event.items()
+    }
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 
 
 def _printed(value: object) -> object:
