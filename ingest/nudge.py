@@ -3,7 +3,7 @@
 Celery's wire format changes with its versions, so it is never written by hand. What differs per message are the task's
 id (the first delivery's own, so that Flower shows it when a delivery comes alone), the delivery tag, the queue, the
 arguments and what Flower shows of them. **Every message needs a delivery tag of its own**: it is the key under which
-Redis remembers an unacknowledged message.
+a worker, or Redis, remembers what is not acknowledged.
 """
 
 from __future__ import annotations

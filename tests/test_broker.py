@@ -112,6 +112,18 @@ def test_a_redis_that_is_away_gets_nothing_back_and_no_file_is_left(
     assert list(kept.iterdir()) == []
 
 
+@pytest.mark.services
+def test_a_redis_that_takes_nothing_gets_nothing_back(worker: Worker, redis: Redis) -> None:
+    worker.send("one")
+    assert worker.listen() == ["one"]
+    redis.config_set("min-replicas-to-write", 1)
+    try:
+        worker.connection.release()
+    finally:
+        redis.config_set("min-replicas-to-write", 0)
+    assert not redis.exists("lockme")
+
+
 def test_other_brokers_stay_as_they_are() -> None:
     """A message is rendered in a broker that lives in memory (ingest/nudge.py, workers/watch.py)."""
     with Prompt("memory://") as connection:

@@ -110,6 +110,37 @@ def test_who_has_lost_its_hold_writes_nothing_over_what_another_one_saved(engine
     assert world.rows() == [row]
 
 
+def test_who_holds_what_an_operator_had_run_again_writes_nothing(engine: Engine) -> None:
+    """It is as it came, and yet not fresh: what was saved of it before stands in the tables."""
+    world = arcade(engine)
+    create = said_of_the_session("create", milliseconds=0)
+    held = world.taken(create)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE deliveries SET replayed_at = now()"))
+    (fate,) = process(held, world.parts).values()
+    assert isinstance(fate, Done)
+    assert fate.state is None
+    assert world.rows() == []
+
+
+def test_what_changed_is_noted_also_where_nothing_is_left_of_the_booking(engine: Engine) -> None:
+    """Two deliveries that say nothing any more: after the first one the booking showed something else."""
+    world = World(engine, [VENUES["synthesisvr"]])
+    create = said_of_the_session("create", milliseconds=0)
+    delete = said_of_the_session("delete", milliseconds=50)
+    world.deliver(create, delete)
+    assert [row["kind"] for row in world.changes()] == ["created", "cancelled"]
+    with engine.begin() as connection:
+        nothing = [Telling(raw=raw, provider="synthesisvr", said=(), parser=1) for raw in (delete, create)]
+        sheet = Sheet(Plain(connection), nothing)
+        for telling in nothing:
+            sheet.tell(telling)
+        sheet.write()
+        kinds = connection.execute(text("SELECT kind FROM booking_changes ORDER BY id")).scalars().all()
+    assert world.rows() == []
+    assert kinds == ["created", "cancelled", "restored"]
+
+
 def plainly(engine: Engine, work: Callable[[Session], None]) -> None:
     with engine.begin() as connection:
         work(Plain(connection))

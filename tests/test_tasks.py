@@ -8,13 +8,16 @@ from typing import Any
 import psycopg
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from redis import Redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, OperationalError
 from world import NOON, VENUES, Step, World, request, tell
 
-from schemas.delivery import State
+from schemas.delivery import INBOX, State, new_id
+from workers.inbox import Inbox
 from workers.job import ComesBack, Done
 from workers.pipeline import process
+from workers.tasks import holding
 
 SECRET = "Ewa Lis, ewa@example.org"
 
@@ -59,3 +62,13 @@ def test_trouble_stands_in_the_row_by_its_class_and_without_a_value(
     assert (row.state, row.reason) == (state, reason)
     assert SECRET not in row.error
     assert world.rows() == []
+
+
+def test_what_has_landed_leaves_the_inbox_before_an_api_is_asked(redis: Redis) -> None:
+    """It may take its time, and meanwhile the sweeper would nudge what somebody has in hand."""
+    inbox, landed, waits = Inbox(redis), new_id(), new_id()
+    redis.hset(INBOX, mapping={str(landed): b"", str(waits): b""})
+    inbox.landed(landed)
+    with holding(inbox)("lockme") as free:
+        assert free
+        assert redis.hkeys(INBOX) == [str(waits).encode()]

@@ -392,7 +392,7 @@ class Sheet:
         for statement, ids in ((REMOVE, self._removed), (FORGET, gone)):
             if ids:
                 self._session.send(statement(ids=ids))
-        if shown or fresh:
+        if shown or fresh or self._changes:
             written = WRITE(shown=as_json(shown), told=as_json(fresh), noted=as_json(self._changes))
             self._session.send(written)
 

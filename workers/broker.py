@@ -2,8 +2,8 @@
 
 Kombu notes each message in Redis when it is taken and when it is done, and gives back what was noted and never done:
 two of the five times that a disk was synced for a delivery. Here a message is a nudge: what it names is in the inbox or
-in `deliveries`, and the sweeper finds it sooner than Kombu gives it back. So a worker only remembers what it has in
-hand (docs/decisions/0009-a-message-in-hand-is-noted-nowhere.md). Knows no task and no delivery.
+in `deliveries`, where the sweeper finds it. So a worker only remembers what it has in hand
+(docs/decisions/0009-a-message-in-hand-is-noted-nowhere.md). Knows no task and no delivery.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class InHand(virtual.QoS):
     _flush: Any
 
     def restore_unacked(self) -> Any:
-        """What a worker that ends has not begun goes back to its queue. Where Redis is away it is left to the sweeper:
-        Kombu itself would write it to a file that nobody reads."""
+        """What a worker that ends has not begun goes back to its queue. Where Redis is away, or takes nothing, that is
+        left to the sweeper: Kombu itself would write it to a file that nobody reads."""
         self._flush()
-        with suppress(*self.channel.connection_errors):
+        with suppress(*self.channel.connection_errors, *self.channel.connection.channel_errors):
             for message in self._delivered.values():
                 self.channel._restore(message)
         self._delivered.clear()

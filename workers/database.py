@@ -20,7 +20,7 @@ from workers.errors import DatabaseTrouble, DeliveryError, OurFault
 
 NO_ANSWER: Final = 15.0
 """Seconds after which a worker takes the server for hung. What the server itself gives up on comes first: of the
-statements that share a round trip two may have to wait for a lock."""
+statements that share a round trip three may have to wait for a lock."""
 PASSING: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 """Connections, locks, deadlocks, shutdowns, a full disk, a transaction that another error ended."""
 STEADY: Final = " ".join(
@@ -66,7 +66,7 @@ def workers_engine(url: str) -> Engine:
 
     Whoever writes through it tries once more on a disconnect; that costs less than a ping before each transaction.
     """
-    made = engine(url, pool_size=6, patience="7s", pre_ping=False, more=STEADY)
+    made = engine(url, pool_size=6, patience="4500ms", pre_ping=False, more=STEADY)
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> psycopg.Connection[Any]:

@@ -122,7 +122,7 @@ RECALL: Final = Statement(
 )
 
 HOLD: Final = Statement(
-    select(deliveries.c.id, deliveries.c.state)
+    select(deliveries.c.id, deliveries.c.state, deliveries.c.replayed_at)
     .where(among(deliveries.c.id))
     .order_by(deliveries.c.id)
     .with_for_update()
@@ -365,12 +365,12 @@ def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[l
     """What became of each entry, and the endpoints where the code of a booking became known."""
     held = session.send(HOLD(ids=_ids(entry.job for entry in entries)))
     sheet = Sheet(session, [telling for entry in entries if (telling := _telling(entry)) is not None])
-    states = {row.id: State(row.state) for row in held}
+    rows_held = {row.id: row for row in held}
     saved: list[Saved | None] = []
     named: set[str] = set()
     rows = []
     for entry in entries:
-        if not _is_held(entry.job, states.get(entry.job.raw.id)):
+        if not _is_held(entry.job, rows_held.get(entry.job.raw.id)):
             saved.append(Saved(entry=entry, state=None))
             continue
         try:
@@ -389,9 +389,11 @@ def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[l
     return saved, named
 
 
-def _is_held(job: Job, state: State | None) -> bool:
+def _is_held(job: Job, row: Any | None) -> bool:
     """Whether nobody else has settled it; or, where it is taken for fresh, saved anything of it."""
-    return state is State.RECEIVED if job.fresh else state in OPEN
+    if row is None or row.state not in OPEN:
+        return False
+    return not job.fresh or (row.state == State.RECEIVED and row.replayed_at is None)
 
 
 def _told(sheet: Sheet, entry: Entry) -> tuple[Entry, list[Effect]]:

@@ -74,6 +74,7 @@ def workshop() -> Workshop:
     read = settings.read()
     database = workers_engine(read.database_url)
     redis = _patient_redis(read.redis_url)
+    inbox = Inbox(redis)
     store, http, answers = observed.Store(database), calls.client(), calls.Cache()
     impatient, providers = circuit.client(read.redis_url), observed.marked(registry.discover())
     circuits = observed.Circuits(impatient, on_close=lambda endpoint: _api_is_back(store, endpoint))
@@ -103,9 +104,9 @@ def workshop() -> Workshop:
         clock=now,
         meaning=meaning,
         chance=Random(),  # noqa: S311  jitter, not a secret
-        hold=_hold,
+        hold=holding(inbox),
     )
-    return Workshop(settings=read, store=store, inbox=Inbox(redis), parts=parts, redis=redis, circuits=circuits)
+    return Workshop(settings=read, store=store, inbox=inbox, parts=parts, redis=redis, circuits=circuits)
 
 
 def _patient_redis(url: str) -> Redis:
@@ -127,9 +128,15 @@ def open_slots(sender: Any, **_: Any) -> None:
 _slots: dict[str, Slots] = {}
 
 
-def _hold(provider: str) -> AbstractContextManager[bool]:
-    """Whether this child may ask that provider now; outside of a worker everybody may."""
-    return _slots["all"].hold(provider) if _slots else nullcontext(True)
+def holding(inbox: Inbox) -> Callable[[str], AbstractContextManager[bool]]:
+    """Whether this child may ask a provider now; outside of a worker everybody may. What has landed is taken out of the
+    inbox before that: while an API takes its time it would look as if nobody had it in hand."""
+
+    def hold(provider: str) -> AbstractContextManager[bool]:
+        inbox.tidy()
+        return _slots["all"].hold(provider) if _slots else nullcontext(True)
+
+    return hold
 
 
 @worker_process_init.connect

@@ -381,7 +381,7 @@ class Table:
 
     columns: Sequence[tuple[str, Reader, Place, Sequence[Place]]]
     """Name, reader, the place that is looked at first, the other places."""
-    parts: frozenset[tuple[str, ...]]
+    parts: Sequence[tuple[str, ...]]
     """All parts that a place is in: each is looked up once, however many places it has."""
 
 
@@ -389,7 +389,7 @@ def _table(names: Names, readers: Mapping[str, Reader]) -> Table:
     places = {name: [_place(path) for path in paths] for name, paths in names.items()}
     return Table(
         columns=[(name, readers.get(name, Wild.text), first, others) for name, (first, *others) in places.items()],
-        parts=frozenset(part for found in places.values() for part, _ in found),
+        parts=list(dict.fromkeys(part for found in places.values() for part, _ in found)),
     )
 
 
