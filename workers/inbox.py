@@ -1,4 +1,5 @@
-"""The inbox as the workers see it: raw requests that the receiver committed and Postgres does not have yet."""
+"""The inbox as the workers see it: raw requests that the receiver committed and Postgres does not have yet, or has had
+for a moment."""
 
 from __future__ import annotations
 
