@@ -180,13 +180,7 @@ def test_a_parked_delivery_is_found_understood_and_run_again(
 # --- every page --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("size", "theme"),
-    [
-        pytest.param(DESKTOP, "light", id="desktop-light"),
-        pytest.param(PHONE, "dark", id="phone-dark", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize(("size", "theme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop-light", "phone-dark"])
 def test_every_page_is_quiet_fits_and_can_be_used_by_everybody(
     browser: Browser, site: Site, size: dict[str, int], theme: Theme
 ) -> None:

@@ -472,7 +472,7 @@ def test_an_api_that_hangs_costs_three_timeouts_and_then_nothing(redis: Redis, w
             told.append(str(error.value))
         assert told[:3] == ["session: the answer took longer than 0.3 s"] * 3
         assert set(told[3:]) == {"vault: not asked: its API is away"}
-        assert time.monotonic() - begin < 10  # a hundred timeouts are thirty
+        assert time.monotonic() - begin < 3
         answers = answers_well
         time_passes(redis)
         assert asks(READ).body == []

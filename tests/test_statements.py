@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
@@ -208,7 +208,8 @@ def test_what_is_sent_goes_over_the_wire_together(pool: Engine) -> None:
         command = [sys.executable, "-c", RELAY, str(listener.fileno()), f"{pool.url.query['host']}/.s.PGSQL.5432"]
         relay = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[listener.fileno()])
     through = workers_engine(url.render_as_string(hide_password=False))
-    with relay, closing(through):
+    with relay, ExitStack() as last:
+        last.callback(through.dispose)
         for _ in range(6):  # until psycopg has prepared them
             transaction(through, work)
         given(relay)
@@ -222,14 +223,6 @@ def given(relay: subprocess.Popen[bytes]) -> bytes:
     assert relay.stdout is not None
     time.sleep(0.1)
     return os.read(relay.stdout.fileno(), 2**16)
-
-
-@contextmanager
-def closing(engine: Engine) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        engine.dispose()
 
 
 def test_ids_are_written_as_one_word(pool: Engine) -> None:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from itertools import chain
-from operator import attrgetter, ne
+from operator import attrgetter
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -462,8 +462,13 @@ def _page(row: Any, *, fresh: bool) -> _Page:
     ours = _OURS(row)
     if fresh:
         return _Page(row=row, columns=None, ours=ours)
-    columns = dict(zip(COLUMNS, _SHOWN(row), strict=True))
+    columns = _columns(row)
     return _Page(row=row, columns=columns, ours=ours, base=Row(columns=columns, **dict(zip(OURS, ours, strict=True))))
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    """What a booking's row shows."""
+    return dict(zip(COLUMNS, _SHOWN(row), strict=True))
 
 
 def _identities(tellings: Sequence[Telling]) -> list[Mapping[str, Any]]:
@@ -591,7 +596,7 @@ def _from_row(row: Any) -> _Told:
 def _differs(page: _Page) -> bool:
     """Whether the table shows something else than the sheet."""
     assert page.columns is not None
-    return _OURS(page.row) != page.ours or any(map(ne, _SHOWN(page.row), map(page.columns.__getitem__, COLUMNS)))
+    return _OURS(page.row) != page.ours or _columns(page.row) != page.columns
 
 
 def _plain(page: _Page) -> dict[str, Any]:

@@ -365,12 +365,12 @@ def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[l
     """What became of each entry, and the endpoints where the code of a booking became known."""
     held = session.send(HOLD(ids=_ids(entry.job for entry in entries)))
     sheet = Sheet(session, [telling for entry in entries if (telling := _telling(entry)) is not None])
-    rows_held = {row.id: row for row in held}
+    found = {row.id: row for row in held}
     saved: list[Saved | None] = []
     named: set[str] = set()
     rows = []
     for entry in entries:
-        if not _is_held(entry.job, rows_held.get(entry.job.raw.id)):
+        if not _is_held(entry.job, found.get(entry.job.raw.id)):
             saved.append(Saved(entry=entry, state=None))
             continue
         try:

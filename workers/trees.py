@@ -127,7 +127,8 @@ def _fields(document: bytes, content_type: str | None, path: str) -> list[tuple[
 
 
 def _decoded(form: str, charset: str) -> list[tuple[Keys | None, str]]:
-    """Raises ValueError or LookupError."""
+    """As `parse_qsl` takes a form apart, but for the names, which are the same in every delivery and are read once.
+    Raises ValueError or LookupError."""
     if form.count("&") >= MOST_FIELDS:
         raise ValueError("too many fields")
     keys = _keys_in_utf8 if charset == "utf-8" else partial(_keys, charset=charset)
