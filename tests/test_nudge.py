@@ -211,6 +211,7 @@ def test_a_real_worker_takes_it(
 
         assert eventually(settled, within=60), log.read_text()
         assert eventually(lambda: not redis.hlen(INBOX))
+        assert not redis.exists("unacked")
         assert redis.llen("reservekit") == 0
         queued |= everything_in(redis)
         worker.send_signal(signal.SIGTERM)
@@ -270,6 +271,7 @@ def test_a_real_worker_takes_many_at_once(
             return [event for event in events if event["type"] == kind]
 
         assert eventually(lambda: told("task-succeeded") or worker.poll() is not None, within=60), log.read_text()
+        assert not redis.exists("unacked")
     assert [name.decode() for name in redis.lrange("finished", 0, -1)] == ids
     (received,) = told("task-received")
     assert (received["uuid"], received["args"]) == (ids[0], "64 deliveries")

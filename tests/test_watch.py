@@ -416,6 +416,7 @@ def test_a_killed_child_stops_no_other_and_is_replaced(bench: Bench) -> None:
         assert bench.works("after"), bench.log.read_text()
         lost = "Task handler raised error: billiard.exceptions.WorkerLostError"
         assert eventually(lambda: bench.said(lost) == 1), bench.log.read_text()
+        assert not bench.redis.exists("unacked")
         assert sorted(bench.redis.lrange("finished", 0, -1)) == [b"after", b"slow-2"]
         assert bench.redis.lrange("started", 0, -1).count(b"slow-1") == 1
         assert worker.poll() is None
@@ -451,6 +452,7 @@ def test_a_worker_that_is_asked_to_end_finishes_its_task(bench: Bench) -> None:
         bench.redis.set("go", 1)
         assert worker.wait(5) == 0, bench.log.read_text()
     assert bench.redis.lrange("finished", 0, -1) == [b"slow-1"]
+    assert not bench.redis.exists("unacked")
     assert bench.redis.llen("reservekit") == 1
 
 
@@ -496,7 +498,7 @@ def test_an_old_sweep_is_dropped(bench: Bench) -> None:
     with bench.worker():
         assert bench.works("after"), bench.log.read_text()
         assert eventually(lambda: bench.redis.llen("sweeps-done")), bench.log.read_text()
-        assert eventually(lambda: not bench.redis.exists(SWEEPS))
+        assert eventually(lambda: not bench.redis.exists("unacked", SWEEPS))
         assert bench.redis.llen("sweeps-done") == 1
 
 
