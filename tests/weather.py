@@ -5,6 +5,7 @@ Knows nothing of what is kept in it.
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import redis as redis_py
-from serving import eventually
+from serving import PATIENCE, eventually
 
 from console.services import Embedded
 
@@ -32,15 +33,18 @@ class OwnRedis:
 
     @property
     def process(self) -> psutil.Process:
-        popen = self.embedded.servers["Redis"].process
-        assert popen is not None
-        return psutil.Process(popen.pid)
+        return psutil.Process(self._popen.pid)
 
     def kill(self) -> None:
-        """As the power does."""
-        process = self.process
-        process.kill()
-        assert eventually(lambda: not process.is_running() or process.status() == "zombie")
+        """As the power does. Its first thread may be gone while others still end, so all of it is waited for."""
+        self._popen.kill()
+        self._popen.wait(PATIENCE)
+
+    @property
+    def _popen(self) -> subprocess.Popen[bytes]:
+        popen = self.embedded.servers["Redis"].process
+        assert popen is not None
+        return popen
 
     def revive(self) -> None:
         assert self.embedded.revive() == ["Redis"]
