@@ -25,6 +25,7 @@ from serving import eventually, free_port, listening, silent_server
 
 from schemas.delivery import now
 from schemas.endpoints import Endpoint
+from tests.lines import logged
 from workers import circuit
 from workers.calls import Cache, Caller
 from workers.calls import client as http_client
@@ -322,7 +323,7 @@ def test_a_killed_prober_blocks_nobody_for_long(redis_url: str, redis: Redis, ci
     fails(circuits)
     time_passes(redis)
     ours, theirs = multiprocessing.Pipe()
-    prober = multiprocessing.get_context("spawn").Process(target=probe_and_hang, args=(redis_url, theirs))
+    prober = multiprocessing.get_context("fork").Process(target=probe_and_hang, args=(redis_url, theirs))
     prober.start()
     try:
         assert ours.poll(30)
@@ -400,8 +401,10 @@ def no_redis(request: pytest.FixtureRequest) -> Iterator[Redis]:
         yield client
 
 
-def test_without_redis_every_circuit_counts_as_closed(no_redis: Redis, woken: Woken) -> None:
-    """Nothing is raised, nobody is woken, and a silent Redis is not waited for at every call."""
+def test_without_redis_every_circuit_counts_as_closed(
+    no_redis: Redis, woken: Woken, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is raised, nobody is woken, and a silent Redis is waited for once a second, not at every call."""
     circuits = Circuits(no_redis, on_close=woken)
     begin = time.monotonic()
     for _ in range(5):
@@ -409,7 +412,8 @@ def test_without_redis_every_circuit_counts_as_closed(no_redis: Redis, woken: Wo
         circuits.failed("vault", seconds(9))
         circuits.succeeded("vault")
         circuits.wake_latecomers()
-    assert time.monotonic() - begin < 3
+    took = time.monotonic() - begin
+    assert 1 <= len(logged(caplog, "circuits-not-known")) <= 1 + took
     assert woken.endpoints == []
 
 
@@ -454,8 +458,10 @@ def caller(port: int, circuits: Circuits, longest: timedelta = timedelta(seconds
 def test_an_api_that_hangs_costs_three_timeouts_and_then_nothing(redis: Redis, woken: Woken) -> None:
     """And when it is back, one probe finds out, and those who wait are told."""
     answers: Callable[[socket.socket], None] | None = None
+    asked = list[socket.socket]()
 
     def answer(connection: socket.socket) -> None:
+        asked.append(connection)
         connection.recv(65536)
         if answers is None:
             connection.recv(65536)  # until the other side gives up
@@ -465,18 +471,23 @@ def test_an_api_that_hangs_costs_three_timeouts_and_then_nothing(redis: Redis, w
     circuits = Circuits(redis, on_close=woken)
     with listening(answer) as port:
         asks = caller(port, circuits, longest=seconds(0.3))
-        begin, told = time.monotonic(), list[str]()
+        told, took = list[str](), list[float]()
         for _ in range(100):
+            begin = time.monotonic()
             with pytest.raises(ProviderUnavailable) as error:
                 asks(READ)
+            took.append(time.monotonic() - begin)
             told.append(str(error.value))
         assert told[:3] == ["session: the answer took longer than 0.3 s"] * 3
         assert set(told[3:]) == {"vault: not asked: its API is away"}
-        assert time.monotonic() - begin < 3
+        assert sum(took[:3]) < 3
+        # A busy machine may stand still during one or the other of them.
+        assert sum(sorted(took[3:])[:90]) < 1
         answers = answers_well
         time_passes(redis)
         assert asks(READ).body == []
         asks.http.close()
+    assert len(asked) == 3 + 1
     assert woken.endpoints == ["vault"]
 
 
