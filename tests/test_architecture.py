@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,18 +48,46 @@ BREACHES = [
 """Contract, file, and the line that breaks it."""
 
 
-def lint(where: Path, *contracts: str) -> tuple[int, str]:
-    """Exit code and output of import-linter over the packages in a folder."""
-    words = [word for contract in contracts for word in ("--contract", contract)]
-    run = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
-    command = [sys.executable, "-c", run, "--no-cache", "--no-logo", *words]
-    ended = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=60, check=False)
-    return ended.returncode, " ".join((ended.stdout + ended.stderr).split())
+LINTER = """
+import contextlib, io, json, sys
+from importlinter.cli import lint_imports_command
+for line in sys.stdin:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            lint_imports_command(json.loads(line))
+        except SystemExit as ended:
+            code = ended.code
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+"""Import-linter, line by line of its words: most of what a run of its own costs is the start."""
+
+Linter = Callable[..., tuple[int, str]]
+"""Takes the contracts to check, all where none is named; exit code and output."""
+
+
+@contextmanager
+def linter(where: Path) -> Iterator[Linter]:
+    """Import-linter over the packages in a folder, which it reads anew each time. It has loaded none of them."""
+    command = [sys.executable, "-c", LINTER]
+    with subprocess.Popen(command, cwd=where, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def lint(*contracts: str) -> tuple[int, str]:
+            words = [word for contract in contracts for word in ("--contract", contract)]
+            print(json.dumps(["--no-cache", "--no-logo", *words]), file=asked, flush=True)
+            code, said = json.loads(answers.readline())
+            return code, " ".join(said.split())
+
+        yield lint
 
 
 def test_the_contracts_hold() -> None:
     """The same check as in `make check`."""
-    code, said = lint(PROJECT)
+    with linter(PROJECT) as lint:
+        code, said = lint()
     assert code == 0, said
     assert f"Contracts: {len(CONTRACTS)} kept, 0 broken." in said
 
@@ -77,14 +107,21 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def lint(copy: Path) -> Iterator[Linter]:
+    """Looks at the copy."""
+    with linter(copy) as found:
+        yield found
+
+
 @pytest.mark.parametrize(("contract", "file", "line"), BREACHES, ids=lambda word: word)
-def test_a_breach_is_seen(contract: str, file: str, line: str, copy: Path) -> None:
+def test_a_breach_is_seen(contract: str, file: str, line: str, copy: Path, lint: Linter) -> None:
     """One line in one file is enough."""
     broken = copy / file
     before = broken.read_text(encoding="utf-8") if broken.exists() else None
     broken.write_text(f"{before or ''}\n{line}\n", encoding="utf-8")
     try:
-        code, said = lint(copy, contract)
+        code, said = lint(contract)
     finally:
         broken.unlink()
         if before is not None:

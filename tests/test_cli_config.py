@@ -109,13 +109,14 @@ def test_a_secret_that_is_too_short(reservoir: Command, tmp_path: Path) -> None:
     assert "RESERVOIR_SECRET: is too short" in complaint(reservoir("urls", RESERVOIR_SECRET="short"), code=2)
 
 
-def test_an_endpoint_that_can_do_nothing(tmp_path: Path) -> None:
+def test_an_endpoint_that_can_do_nothing(tmp_path: Path, database_url: str) -> None:
     """Lockme's webhooks have no content: without a secret and without a kept token, `up` says what to set, and ends."""
     (tmp_path / "reservoir.toml").write_text(
         '[endpoints.room]\nprovider = "lockme"\ntimezone = "Europe/Warsaw"\n', encoding="utf-8"
     )
     command = [Path(sys.executable).with_name("reservoir"), "up", "--port", "0"]
-    done = subprocess.run(command, cwd=tmp_path, env=bare_environment(), capture_output=True, text=True, timeout=90)
+    environment = {**bare_environment(), "DATABASE_URL": database_url}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90)
     line = complaint(Done(done.returncode, done.stdout, done.stderr), code=2)
     assert "endpoints.room" in line
     assert "RESERVOIR_ROOM_CLIENT_ID and RESERVOIR_ROOM_CLIENT_SECRET" in line
@@ -133,13 +134,14 @@ def test_a_database_that_is_none(reservoir: Command, url: str, says: str, code: 
     assert says in complaint(reservoir("bookings", "list", DATABASE_URL=url), code)
 
 
-def test_mistyped_names_are_one_line(reservoir: Command, tmp_path: Path) -> None:
+def test_mistyped_names_are_one_line(reservoir: Command, tmp_path: Path, database_url: str) -> None:
     """An endpoint, a delivery's id; the first with what was probably meant."""
     (tmp_path / "reservoir.toml").write_text(GOOD, encoding="utf-8")
-    mistyped = reservoir("lockme", "token", "dsk")
+    there = {"DATABASE_URL": database_url}
+    mistyped = reservoir("lockme", "token", "dsk", **there)
     assert "there is no endpoint 'dsk' (did you mean desk?)" in complaint(mistyped, code=1)
-    assert "takes no login" in complaint(reservoir("lockme", "login", "desk", "--port", "0"), code=1)
-    assert "'x' is no delivery's id" in complaint(reservoir("deliveries", "show", "x"), code=1)
+    assert "takes no login" in complaint(reservoir("lockme", "login", "desk", "--port", "0", **there), code=1)
+    assert "'x' is no delivery's id" in complaint(reservoir("deliveries", "show", "x", **there), code=1)
 
 
 def test_urls_before_anything_runs(reservoir: Command, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisAway
 from console.flower import AUTH, check
 from schemas.delivery import new_id
 from schemas.endpoints import ConfigError
+from tests.commands import Done, run
 from workers import tasks
 from workers.errors import DeliveryError
 
@@ -58,22 +59,38 @@ def test_a_password_that_is_none_is_refused_and_not_quoted(pair: str) -> None:
     assert "short" not in str(refused.value)
 
 
-@pytest.mark.parametrize("words", [("flower", "--address", "0.0.0.0"), ("up", "--port", "0")])
-def test_it_ends_at_once_with_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
-    """`up` says so before it starts anything."""
+@pytest.fixture
+def installation(tmp_path: Path) -> Path:
+    """A folder with a configuration."""
     (tmp_path / "reservoir.toml").write_text('[endpoints.desk]\nprovider = "checkfront"\ntimezone = "Europe/Berlin"\n')
+    return tmp_path
+
+
+def is_refused_in_one_line(done: Done) -> None:
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("reservoir: FLOWER_HOST: Flower without a password listens on 127.0.0.1 only")
+    assert done.stderr.count("\n") == 1
+
+
+def test_it_ends_at_once_with_one_line(
+    installation: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(installation)
+    monkeypatch.delenv(AUTH, raising=False)
+    is_refused_in_one_line(run(capsys, "flower", "--address", "0.0.0.0", FLOWER_HOST="0.0.0.0"))
+
+
+def test_up_says_so_before_it_starts_anything(installation: Path) -> None:
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "RESERVOIR_"))}
     ended = subprocess.run(
-        [RESERVOIR, *words],
-        cwd=tmp_path,
+        [RESERVOIR, "up", "--port", "0"],
+        cwd=installation,
         env={**bare, "FLOWER_HOST": "0.0.0.0"},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("reservoir: FLOWER_HOST: Flower without a password listens on 127.0.0.1 only")
-    assert ended.stderr.count("\n") == 1
+    is_refused_in_one_line(Done(ended.returncode, ended.stdout, ended.stderr))
 
 
 @pytest.mark.parametrize(

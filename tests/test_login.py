@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import re
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from simulators.clock import Clock
 from simulators.ledger import Ledger
 from simulators.lockme import Lockme
 from simulators.server import build, mount_path
+from tests.commands import Done, bare_environment, run
 from workers.seal import Seal
 from workers.tokens import Token, Tokens
 
@@ -38,13 +38,12 @@ class Room:
     """An endpoint at the simulated Lockme, and what the command needs to find it."""
 
     folder: Path
-    environment: dict[str, str]
+    settings: dict[str, str]
     tokens: Tokens
 
-    def command(self, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *words], cwd=self.folder, env=self.environment, input=typed, capture_output=True, text=True
-        )
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**bare_environment(), **self.settings}
 
     @contextmanager
     def waiting(self, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -73,10 +72,9 @@ def room(tmp_path: Path, database_url: str, engine: Engine) -> Iterator[Room]:
     with serving(build([venue])) as base:
         settings = ['provider = "lockme"', 'timezone = "Europe/Warsaw"', f'api_url = "{base}{mount_path(venue)}"']
         (tmp_path / "reservoir.toml").write_text("\n".join(["[endpoints.room]", *settings]))
-        bare = {name: value for name, value in os.environ.items() if not re.match(r"RESERVOIR_|REDIS_", name)}
-        ours = {f"RESERVOIR_ROOM_{what.upper()}": value for what, value in venue.secrets().items()}
-        environment = {**bare, **ours, "DATABASE_URL": database_url, "RESERVOIR_SECRET": SECRET}
-        yield Room(tmp_path, environment, Tokens(engine, Seal(SECRET), now))
+        secrets = {f"RESERVOIR_ROOM_{what.upper()}": value for what, value in venue.secrets().items()}
+        ours = {**secrets, "DATABASE_URL": database_url, "RESERVOIR_SECRET": SECRET}
+        yield Room(tmp_path, ours, Tokens(engine, Seal(SECRET), now))
 
 
 def browser(address: str, *, follow: bool = True) -> httpx.Response:
@@ -115,13 +113,21 @@ def test_an_answer_to_another_question_is_refused(room: Room) -> None:
     assert room.token() is None
 
 
-def test_a_token_from_the_panel(room: Room) -> None:
+def test_a_token_from_the_panel(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Pasted as JSON; what is no token is refused in one line and keeps nothing."""
-    refused = room.command("token", "room", typed="no token")
+    monkeypatch.chdir(room.folder)
+
+    def pasted(typed: str) -> Done:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        return run(capsys, "lockme", "token", "room", **room.settings)
+
+    refused = pasted("no token")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert room.token() is None
     panel = {"token_type": "Bearer", "access_token": "a", "refresh_token": "r", "expires": int(time.time()) + 3600}
-    assert room.command("token", "room", typed=json.dumps(panel)).returncode == 0
+    assert pasted(json.dumps(panel)).returncode == 0
     token = room.token()
     assert token is not None
     assert (token.access_token, token.refresh_token) == ("a", "r")
