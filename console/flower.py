@@ -26,6 +26,7 @@ def serve(host: str, port: int) -> None:
     """Until it is asked to end. Raises ConfigError."""
     check(host)
     logs.configure("flower")
+    app.conf.include = ()  # it would load every task, and with them what they work with; it is told of them by events
     # Tornado would set up a log of its own, and the access log is Flower's to leave out.
     app.start(["--quiet", "flower", f"--address={host}", f"--port={port}", "--logging=none"])
 

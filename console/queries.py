@@ -68,6 +68,9 @@ def _equal(**wanted: tuple[ColumnElement[Any], str | None]) -> list[ColumnElemen
 
 def _rows(engine: Engine, query: Select[Any]) -> Iterator[Row]:
     """Through a server-side cursor: a table of any size needs little memory."""
-    with engine.connect() as connection:
-        for row in connection.execution_options(yield_per=_BATCH).execute(query):
+    with (
+        engine.connect() as connection,
+        connection.execution_options(yield_per=_BATCH).execute(query) as found,  # closed also where nobody reads on
+    ):
+        for row in found:
             yield row._asdict()

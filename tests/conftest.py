@@ -94,6 +94,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"fixture cases that became their rows: {counts}  total={ran.total()}")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes begin to read at different files: in a fresh clone each finds compiled what others read."""
+    ours, own = Path(__file__).parent, getattr(config, "workerinput", None)
+    if own and [config.rootpath / each for each in config.args] == [ours]:
+        files = sorted(map(str, ours.glob("test_*.py")))
+        first = len(files) * int(own["workerid"].removeprefix("gw")) // own["workercount"]
+        config.args[:] = files[first:] + files[:first]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where several processes share the work, what starts processes of its own is spread among the rest.
 
@@ -101,15 +110,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if not hasattr(config, "workerinput"):
         return
+    items.sort(key=lambda item: item.path)  # all of them must have the same order; see `pytest_configure`
     dear = [item for item in items if item.get_closest_marker("services")]
     cheap = [item for item in items if not item.get_closest_marker("services")]
     every = max(1, len(cheap) * 2 // 3 // max(1, len(dear)))
+    left = iter(dear)  # in their order: some of a file want what those before them have left
     items.clear()
     for number, item in enumerate(cheap):
-        if dear and number % every == 0:
-            items.append(dear.pop())
+        if number % every == 0:
+            items += itertools.islice(left, 1)
         items.append(item)
-    items += dear
+    items += left
 
 
 class _ByNeed(LoadScopeScheduling):
@@ -123,6 +134,7 @@ class _ByNeed(LoadScopeScheduling):
         "test_rebuild.py",
         "test_send.py",
         "test_sql_recipes.py",
+        "test_up.py",
     )
 
     def _split_scope(self, nodeid: str) -> str:

@@ -144,9 +144,11 @@ def test_lockme_s_samples_come_as_far_as_lockme(engine: Engine, method: str) -> 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """`reservoir up` with an endpoint of each provider that needs no login."""
+    """`reservoir up` with an endpoint of each provider that needs no login; asked to end, it ends well."""
     with running(tmp_path_factory.mktemp("send"), *scaled(*LEAN), config=CONFIG) as installation:
         yield installation
+        installation.popen.terminate()
+        assert installation.popen.wait(60) == 0
 
 
 def send(up: Up, provider: str, situation: str, **how: str) -> Sent:
@@ -188,32 +190,32 @@ def test_a_sample_becomes_what_it_should(
 
 @pytest.mark.services
 @pytest.mark.timeout(240)
-def test_the_command_prints_status_time_and_fate(up: Up) -> None:
+def test_the_command_prints_status_time_and_fate(up: Up, capsys: pytest.CaptureFixture[str]) -> None:
     """To the provider's first endpoint, or to the one that is named."""
     done = up.command("send", "reservekit", "create", "--endpoint", "second-salon")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"/hooks/second-salon/… answered 200 in \d+ ms\n", done.stdout)
     assert re.search(r"delivery [0-9a-f-]{36}: applied\nbooking 900000001: pending\n", done.stdout)
-    document = json.loads(up.command("send", "reservekit", "confirm", "--json").stdout)
+    document = json.loads(up.typed(capsys, "send", "reservekit", "confirm", "--json").stdout)
     assert (document["status"], document["delivery"]["state"]) == (200, "applied")
 
 
 @pytest.mark.services
 @pytest.mark.timeout(240)
-def test_a_url_that_is_wrong_is_told(up: Up) -> None:
+def test_a_url_that_is_wrong_is_told(up: Up, capsys: pytest.CaptureFixture[str]) -> None:
     """By `--to`, as it would stand in a dashboard; its secret is not shown."""
     wrong = f"{up.url}/hooks/salon/{'0' * 40}"
-    done = up.command("send", "reservekit", "create", "--to", wrong)
+    done = up.typed(capsys, "send", "reservekit", "create", "--to", wrong)
     assert done.returncode == 1
     assert done.stdout.startswith(f"{up.url}/hooks/salon/… answered 404")
     assert "0" * 40 not in done.stdout + done.stderr
-    right = up.url + up.command("urls", "--json").stdout.split(up.url)[1].split('"')[0]
+    right = up.url + up.typed(capsys, "urls", "--json").stdout.split(up.url)[1].split('"')[0]
     assert send(up, "reservekit", "delete", to=right).became is not None
 
 
 @pytest.mark.services
 @pytest.mark.timeout(240)
-def test_samples_can_be_taken_away_again(up: Up) -> None:
+def test_samples_can_be_taken_away_again(up: Up, capsys: pytest.CaptureFixture[str]) -> None:
     """By the statement that the documentation shows."""
     for provider in ("reservekit", "synthesisvr", "timekit", "checkfront"):
         send(up, provider, "create")
@@ -221,8 +223,8 @@ def test_samples_can_be_taken_away_again(up: Up) -> None:
     (statement,) = re.findall(r"`(DELETE FROM deliveries [^`]+)`", page)
     with psycopg.connect(up.announced()["database_url"]) as connection:
         connection.execute(statement)
-    assert up.command("bookings", "rebuild").returncode == 0
-    assert json.loads(up.command("bookings", "list", "--json").stdout) == []
+    assert up.typed(capsys, "bookings", "rebuild").returncode == 0
+    assert json.loads(up.typed(capsys, "bookings", "list", "--json").stdout) == []
 
 
 # --- what is sent ------------------------------------------------------------------------------------------------
