@@ -24,8 +24,10 @@ from schemas.endpoints import path
 from workers.app import broker_url
 
 ENDPOINT: Final = "studio-berlin"
-OURS: Final = "ingest.app:create"
-"""The word of the Procfile's line that names the app."""
+OURS: Final = ("ingest.app:create", "ingest.protocol:Hooks")
+"""The words of the Procfile's line that name the app and its way of HTTP."""
+ORDINARY: Final = "httptools"
+"""The fastest way of HTTP that uvicorn has for any app."""
 OTHERS: Final = 1
 """The database of Redis that the others use: nothing of them is in Reservoir's way."""
 
@@ -119,8 +121,10 @@ def contenders(ground: Ground) -> list[Contender]:
 
 def _served(app: str) -> str:
     line = procfile()["web"]
-    assert OURS in line, "the Procfile's web line names another app"
-    return line.replace(OURS, app)
+    for word, other in zip(OURS, (app, ORDINARY), strict=True):
+        assert word in line, "the Procfile's web line names another app"
+        line = line.replace(word, other)
+    return line
 
 
 def _bare(ground: Ground) -> Contender:

@@ -1,7 +1,8 @@
 """Makes a request durable: in Redis by group commit, in the spool where Redis does not take it in time.
 
 While one MULTI is under way, arrivals gather; when it returns, the next goes out with what is waiting. No timer: when
-it is quiet a group is one request, and when the event loop is busy a group takes along whom its next turns bring. When
+it is quiet a group is one request, and when the event loop is busy a group takes along whom its next turns bring, until
+there are enough to be worth a sync: the rest is read while Redis works on them. When
 Redis fails, or is silent for longer than the patience, everything that waits for it goes to the spool at once, and what
 comes after goes there directly until Redis is well again. Knows no HTTP.
 """
@@ -17,7 +18,7 @@ from ingest.breaker import Breaker
 from ingest.ending import ended
 from ingest.inbox import FLUSHERS, Inbox, reason_of
 from ingest.spool import Spool
-from ingest.waiting import GROUP, GROUP_BYTES, Line, Row, Waiting
+from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, Keeps, Line, Row, Then, Waiting
 from schemas.logs import log
 
 SPOOL_PATIENCE: Final = 0.8
@@ -32,7 +33,7 @@ SPOOL: Final = "spool"
 """Where a request was kept."""
 
 
-class Keeper:
+class Keeper(Keeps):
     """See the module. Use as an async context manager."""
 
     def __init__(self, inbox: Inbox, spool: Spool, patience: float) -> None:
@@ -50,8 +51,8 @@ class Keeper:
 
     async def __aenter__(self) -> Keeper:
         self._loop = asyncio.get_running_loop()
-        self._at_redis = Line(self._patience, lambda: self.failed("silent"))
-        self._at_spool = Line(SPOOL_PATIENCE, self._spool_is_silent)
+        self._at_redis = Line(REDIS, self._patience, lambda: self.failed("silent"))
+        self._at_spool = Line(SPOOL, SPOOL_PATIENCE, self._spool_is_silent)
         await self._spool.start(self._spooled)
         await self._look()
         if not self.is_open:
@@ -68,19 +69,13 @@ class Keeper:
         await self._spool.stop()
         await self._inbox.aclose()
 
-    async def keep(self, row: Row) -> str:
-        """Returns when the request is on a disk, in Redis together with its nudge, or in the spool; where it stood in
-        line when it was. Raises NotDurable.
-
-        The commit is not the caller's affair: a sender that hangs up, and a caller that is cancelled, do not undo it.
-        """
-        waiting = Waiting(row, self._loop.create_future())
+    def take(self, row: Row, then: Then) -> None:
+        """In Redis together with its nudge, or in the spool: where it stood in line when it was."""
+        waiting = Waiting(row, then)
         if self._breaker.is_open:
             self._to_spool(waiting)
         else:
             self._to_redis(waiting)
-        await waiting.done
-        return REDIS if waiting.line is self._at_redis else SPOOL
 
     @property
     def is_open(self) -> bool:
@@ -113,13 +108,12 @@ class Keeper:
         while True:
             await self._arrived.wait()
             await self._all_in()
-            if group := self._next_group():
-                await self._commit(group)
+            await self._commit(self._next_group())  # and no name for it here: it would be held until the next one
 
     async def _all_in(self) -> None:
-        """Until a turn of the event loop brings nobody more: whoever is being read right now shares the group."""
+        """Until there are enough, or a turn of the event loop brings nobody more: who is being read comes along."""
         before = 0
-        while before < len(self._gathering) < GROUP:
+        while before < len(self._gathering) < ENOUGH:
             before = len(self._gathering)
             await asyncio.sleep(0)
 
@@ -135,6 +129,8 @@ class Keeper:
         return group
 
     async def _commit(self, group: list[Waiting]) -> None:
+        if not group:
+            return
         self._under_way += 1
         try:
             await self._inbox.put([waiting.row for waiting in group])

@@ -6,18 +6,11 @@ Stands between the hook and the keeper where traces are on, and is not there whe
 from __future__ import annotations
 
 import time
-from typing import Protocol
 from uuid import UUID
 
-from ingest.waiting import NotDurable, Row
+from ingest.waiting import Keeps, NotDurable, Row, Then
 from schemas.spans import COMMIT, Attributes, Spans
 from schemas.tracing import spans
-
-
-class Keeps(Protocol):
-    """What the hook wants of a keeper; `ingest.keeper.Keeper` says what it does."""
-
-    async def keep(self, row: Row) -> str: ...
 
 
 def traced(keeper: Keeps) -> Keeps:
@@ -26,23 +19,24 @@ def traced(keeper: Keeps) -> Keeps:
     return keeper if collected is None else Traced(keeper, collected)
 
 
-class Traced:
+class Traced(Keeps):
     """A keeper that tells of each request when it came and when it was kept."""
 
     def __init__(self, keeper: Keeps, collected: Spans) -> None:
         self._keeper = keeper
         self._spans = collected
 
-    async def keep(self, row: Row) -> str:
-        began, failure, about = time.time_ns(), None, {}
-        try:
-            about["reservoir.kept"] = await self._keeper.keep(row)
-        except NotDurable:
-            failure = "not-durable"
-            raise
-        finally:
-            self._tell(row, began, about, failure)
-        return about["reservoir.kept"]
+    def take(self, row: Row, then: Then) -> None:
+        began = time.time_ns()
+
+        def tell(fate: str | NotDurable) -> None:
+            if isinstance(fate, NotDurable):
+                self._tell(row, began, {}, "not-durable")
+            else:
+                self._tell(row, began, {"reservoir.kept": fate}, None)
+            then(fate)
+
+        self._keeper.take(row, tell)
 
     def _tell(self, row: Row, began: int, about: dict[str, str], failure: str | None) -> None:
         ended, identity = time.time_ns(), UUID(row.id)

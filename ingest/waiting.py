@@ -6,12 +6,15 @@ Knows neither Redis nor the spool.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 GROUP: Final = 64
 """Requests that go to Redis together, at most."""
+ENOUGH: Final = 16
+"""Requests that wait for nobody more while Redis could work on them: it does so beside us, on another core."""
 GROUP_BYTES: Final = 4 * 1024 * 1024
 """A group that has reached this size takes nobody more: sixty-four of the largest bodies take longer than we have."""
 
@@ -28,32 +31,56 @@ class NotDurable(Exception):
     """The request could not be made durable in time; whether some disk has it all the same is not known."""
 
 
+Then = Callable[[str | NotDurable], None]
+"""Told once what became of a request: where it is kept, or why it is not. Must not raise."""
+
+
+class Keeps(ABC):
+    """Somebody who makes requests durable."""
+
+    @abstractmethod
+    def take(self, row: Row, then: Then) -> None:
+        """`then` is called when the request is on a disk, or cannot be; at once where that is known at once.
+
+        The commit is not the sender's affair: one that hangs up does not undo it.
+        """
+
+    async def keep(self, row: Row) -> str:
+        """The same for who can wait: where it is kept. Raises NotDurable. Who is cancelled does not undo it either."""
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def tell(fate: str | NotDurable) -> None:
+            if told.done():
+                return
+            if isinstance(fate, NotDurable):
+                told.set_exception(fate)
+            else:
+                told.set_result(fate)
+
+        self.take(row, tell)
+        return await told
+
+
 class Waiting:
-    """A row, and the request that waits until it is on a disk."""
+    """A row, and who is to be told when it is on a disk."""
 
-    __slots__ = ("done", "line", "row", "settled", "since", "turned_away")
+    __slots__ = ("line", "row", "settled", "since", "then", "turned_away")
 
-    def __init__(self, row: Row, done: asyncio.Future[None]) -> None:
+    def __init__(self, row: Row, then: Then) -> None:
         self.row = row
-        self.done = done
+        self.then = then
         self.settled = False
-        """Not the same as `done.done()`: a request that was cancelled is still to be kept."""
         self.turned_away = False
         """One of the two places could not take it; the other one is the last."""
         self.line: Line | None = None
         self.since = 0.0
 
     def settle(self, failure: str | None = None) -> None:
-        """Tells who waits, once: what two places took was kept by the first one that says so."""
+        """Tells, once: what two places took was kept by the first one that says so."""
         if self.settled:
             return
         self.settled = True
-        if self.done.done():
-            return
-        if failure is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(NotDurable(failure))
+        self.then(NotDurable(failure) if failure is not None else self.line.place if self.line is not None else "")
 
 
 class Line:
@@ -62,7 +89,8 @@ class Line:
     `overdue` is called when the first one has waited longer than `patience`; it is to take everybody out.
     """
 
-    def __init__(self, patience: float, overdue: Callable[[], None]) -> None:
+    def __init__(self, place: str, patience: float, overdue: Callable[[], None]) -> None:
+        self.place = place
         self._patience = patience
         self._overdue = overdue
         self._loop = asyncio.get_running_loop()

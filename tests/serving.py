@@ -16,6 +16,10 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
+SHORT: Final = "ingest.protocol:Hooks"
+"""The HTTP of a receiver, as in the Procfile."""
+LONG: Final = "httptools"
+"""The same as any app has it."""
 PATIENCE = 20.0
 """Seconds for what takes milliseconds on a machine that has nothing else to do."""
 PLAIN: Final[Mapping[str, Any]] = {"trust_env": False, "verify": False}
@@ -33,11 +37,19 @@ def eventually(true: Callable[[], object], within: float = PATIENCE) -> bool:
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """The app behind uvicorn as it runs in production (uvloop, httptools), in a thread; its base URL."""
+def serving(app: ASGIApp, http: str = LONG, keep_alive: int = 5) -> Iterator[str]:
+    """The app behind uvicorn as it runs in production (uvloop, this HTTP protocol), in a thread; its base URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         config = uvicorn.Config(
-            app, loop="uvloop", http="httptools", ws="none", log_config=None, access_log=False, server_header=False
+            app,
+            loop="uvloop",
+            http=http,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=keep_alive,
         )
         # `access_log=False` is not enough: pytest listens also to loggers that do not propagate.
         logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)

@@ -379,11 +379,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 @pytest.mark.services
 def test_all_are_asked_the_same_by_servers_of_the_same_kind(ground: Ground) -> None:
-    """About 500 bytes of a booking; the line of the Procfile, but for the app."""
+    """About 500 bytes of a booking; the line of the Procfile, but for the app and our own way of HTTP."""
     ours, bare, usual, threaded = contenders(ground)[:4]
     assert ours.command == procfile()["web"]
-    assert bare.command == ours.command.replace("ingest.app:create", "bench.apps:bare")
-    assert usual.command == ours.command.replace("ingest.app:create", "bench.apps:send_task")
+    line = ours.command.replace("--http ingest.protocol:Hooks", "--http httptools")
+    assert bare.command == line.replace("ingest.app:create", "bench.apps:bare")
+    assert usual.command == line.replace("ingest.app:create", "bench.apps:send_task")
     assert threaded.command == usual.command.replace("send_task", "send_task_in_threads")
     assert ours.request == bare.request == usual.request == threaded.request
     assert re.match(rb"POST /hooks/studio-berlin/[0-9a-f]{40} HTTP/1.1\r\n", ours.request)

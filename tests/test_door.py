@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from serving import PLAIN, free_port, serving
+from serving import PLAIN, SHORT, free_port, serving
 
 from ingest.app import build
 from ingest.door import Doors
@@ -90,7 +90,7 @@ def test_a_wrong_token_and_an_unknown_endpoint_cannot_be_told_apart(method: str)
     """By nothing in the answer; Redis is away meanwhile, and even that does not show from outside."""
     settings = Settings(redis_url=f"redis://127.0.0.1:{free_port()}", secret=SECRET, config=CONFIG)
     wrong = token(SECRET, "vault", 7)
-    with serving(build(settings)) as url, httpx.Client(**PLAIN) as client:
+    with serving(build(settings), SHORT) as url, httpx.Client(**PLAIN) as client:
         answers = [
             client.request(method, f"{url}/hooks/{name}/{key}", content=b"x" * 2_000_000, headers={"x-messageid": "1"})
             for name, key in (("vault", wrong), ("nowhere", wrong), ("studio", "x"), ("nowhere", "x"))

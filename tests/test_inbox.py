@@ -24,7 +24,7 @@ from ingest.inbox import FLUSHERS, Inbox
 from ingest.keeper import SPOOL_PATIENCE, Keeper
 from ingest.nudge import Nudge
 from ingest.spool import Off, OnDisk, Spool
-from ingest.waiting import GROUP, GROUP_BYTES, NotDurable, Row, Waiting
+from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, NotDurable, Row, Waiting
 from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now, packed
 from tests.lines import logged
 
@@ -130,11 +130,27 @@ def test_who_is_being_read_shares_the_group(redis: redis_py.Redis, redis_url: st
         await keeper.keep(request(b"%d" % turn))
 
     async def work(keeper: Keeper) -> None:
-        await asyncio.gather(*(arrive(keeper, turn) for turn in range(GROUP // 2)))
+        await asyncio.gather(*(arrive(keeper, turn) for turn in range(ENOUGH)))
 
     with_keeper(redis_url, nudge, work)
     assert groups(redis) == 1
-    assert redis.hlen(INBOX) == GROUP // 2
+    assert redis.hlen(INBOX) == ENOUGH
+
+
+def test_who_comes_later_is_not_waited_for(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
+    """Where there are enough for a sync: the others are read meanwhile."""
+    redis.config_resetstat()
+
+    async def work(keeper: Keeper) -> None:
+        first = [asyncio.create_task(keeper.keep(request())) for _ in range(ENOUGH)]
+        await asyncio.sleep(0)  # they arrive
+        await asyncio.sleep(0)  # and are taken
+        assert not keeper.busy
+        later = asyncio.create_task(keeper.keep(request()))
+        await asyncio.gather(*first, later)
+
+    with_keeper(redis_url, nudge, work)
+    assert groups(redis) == 2
 
 
 def test_a_group_of_large_requests_is_smaller(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:

@@ -26,7 +26,7 @@ import redis as redis_py
 import yaml
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
-from serving import PATIENCE, PLAIN, serving
+from serving import PATIENCE, PLAIN, SHORT, serving
 from sqlalchemy import Engine
 from world import NOON, Step, World, request, tell
 
@@ -239,7 +239,7 @@ def test_an_answers_accounting_is_cheap(tmp_path: Path) -> None:
 @contextmanager
 def receiving(redis_url: str, **settings: Any) -> Iterator[httpx.Client]:
     app = build(Settings(redis_url=redis_url, secret=SECRET, config=CONFIG, **settings))
-    with serving(app) as url, httpx.Client(**PLAIN, timeout=PATIENCE, base_url=url) as client:
+    with serving(app, SHORT) as url, httpx.Client(**PLAIN, timeout=PATIENCE, base_url=url) as client:
         yield client
 
 

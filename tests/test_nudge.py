@@ -20,7 +20,7 @@ import httpx
 import pytest
 import redis as redis_py
 from celery import Celery
-from serving import PATIENCE, PLAIN, eventually, serving
+from serving import PATIENCE, PLAIN, SHORT, eventually, serving
 from sqlalchemy import Engine, text
 
 from ingest.app import build
@@ -172,7 +172,7 @@ def deliver(environment: Mapping[str, str], count: int = 1) -> None:
     """Through the receiver, as a provider does."""
     config = load(environment["RESERVOIR_CONFIG"], environment)
     app = build(Settings(redis_url=environment["REDIS_URL"], secret=SECRET, config=config, patience=PATIENCE))
-    with serving(app) as url, httpx.Client(**PLAIN) as client:
+    with serving(app, SHORT) as url, httpx.Client(**PLAIN) as client:
         for number in range(count):
             answer = client.post(
                 url + path(SECRET, config.endpoints["studio"]),

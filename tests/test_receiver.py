@@ -24,7 +24,7 @@ import httpx
 import psutil
 import pytest
 import redis as redis_py
-from serving import PATIENCE, PLAIN, connected, eventually, free_port, serving, silent_server, spoken
+from serving import LONG, PATIENCE, PLAIN, SHORT, connected, eventually, free_port, serving, silent_server, spoken
 from uvicorn.config import STARTUP_FAILURE
 from weather import OwnRedis, own_redis_in
 
@@ -79,19 +79,19 @@ class Receiver:
 
 
 @contextmanager
-def receiving(redis_url: str, **settings: Any) -> Iterator[Receiver]:
+def receiving(redis_url: str, http: str = SHORT, **settings: Any) -> Iterator[Receiver]:
     app = build(Settings(redis_url=redis_url, secret=SECRET, config=CONFIG, **settings))
-    with serving(app) as url, httpx.Client(**PLAIN, timeout=PATIENCE) as client:
+    with serving(app, http) as url, httpx.Client(**PLAIN, timeout=PATIENCE) as client:
         yield Receiver(url, client)
 
 
-@pytest.fixture(scope="module")
-def receiver(services: Embedded) -> Iterator[Receiver]:
+@pytest.fixture(scope="module", params=[SHORT, LONG], ids=["short", "long"])
+def receiver(services: Embedded, request: pytest.FixtureRequest) -> Iterator[Receiver]:
     """One for all tests that leave it as it was; the fixture `redis` empties what is behind it.
 
     It has all the time in the world: a test machine that does ten things at once is not what these tests are about.
     """
-    with receiving(services.redis_url, patience=PATIENCE) as running:
+    with receiving(services.redis_url, request.param, patience=PATIENCE) as running:
         yield running
 
 

@@ -300,10 +300,18 @@ class Crowd:
                 await self.send(row(bytes(PAGE)))
 
     def send(self, row: Row) -> asyncio.Future[None]:
-        waiting = Waiting(row, asyncio.get_running_loop().create_future())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def tell(fate: str | NotDurable) -> None:
+            if isinstance(fate, NotDurable):
+                done.set_exception(fate)
+            else:
+                done.set_result(None)
+
+        waiting = Waiting(row, tell)
         self.everybody.append(waiting)
         self.spool.take(waiting)
-        return waiting.done
+        return done
 
 
 def with_spool(directory: Path, work: Callable[[Crowd], Awaitable[None]], limit: int = 64 * MIB) -> None:
@@ -343,7 +351,7 @@ def test_who_was_told_meanwhile_is_not_kept(tmp_path: Path) -> None:
     """Redis has it after all, or its sender was told to come again."""
 
     async def work(crowd: Crowd) -> None:
-        waiting = Waiting(row(b"settled"), asyncio.get_running_loop().create_future())
+        waiting = Waiting(row(b"settled"), lambda fate: None)
         waiting.settle()
         crowd.spool.take(waiting)
         await crowd.send(row(b"kept"))

@@ -22,7 +22,7 @@ from uuid import UUID
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from serving import PATIENCE, PLAIN, eventually, serving
+from serving import PATIENCE, PLAIN, SHORT, eventually, serving
 from test_receiver import CONFIG, SECRET
 
 from console.trial import Trial
@@ -177,7 +177,7 @@ def test_the_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 
 def receive(settings: Settings, bodies: list[bytes]) -> list[int]:
     """What is answered."""
-    with serving(build(settings)) as url, httpx.Client(**PLAIN, timeout=PATIENCE) as client:
+    with serving(build(settings), SHORT) as url, httpx.Client(**PLAIN, timeout=PATIENCE) as client:
         hook = url + path(SECRET, CONFIG.endpoints["studio"])
         return [client.post(hook, content=body).status_code for body in bodies]
 
