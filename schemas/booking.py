@@ -87,7 +87,12 @@ def from_json(said: Mapping[str, Any]) -> dict[str, Any]:
     return {column: _typed(column, value) for column, value in said.items()}
 
 
-@lru_cache(maxsize=1024)  # an instant is told of again and again: in lines, in an event, in a row, in its changes
+def as_kept(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from where they are kept, without the way there: what `from_json` makes of `to_json`."""
+    return {column: change(value) if (change := _KEPT.get(type(value))) else value for column, value in said.items()}
+
+
+@lru_cache(maxsize=1024)  # an instant is told of again and again: in the lines of a booking, in lists of them
 def iso(instant: datetime) -> str:
     """An instant in UTC as ISO 8601."""
     return instant.isoformat()
@@ -107,6 +112,11 @@ _PLAIN: Final[Mapping[type, Callable[[Any], Any]]] = {
     tuple: lambda value: [_plain(inner) for inner in value],
 }
 """By the exact type; what is not here is in JSON what it is."""
+
+_KEPT: Final[Mapping[type, Callable[[Any], Any]]] = {
+    datetime: lambda value: value.astimezone(UTC),
+    **{kind: _PLAIN[kind] for kind in (dict, list, tuple)},
+}
 
 
 def _typed(column: str, value: Any) -> Any:

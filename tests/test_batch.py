@@ -26,22 +26,23 @@ from world import NOON, VENUES, Step, World, request, tell
 
 from bench.plans import watched
 from schemas.delivery import INBOX, PROCESS, RawDelivery, State, new_id
+from schemas.endpoints import Config
 from workers import database, flower
-from workers.app import app, broker_url
+from workers.app import HOUSEKEEPING, app, broker_url
 from workers.circuit import Circuits
 from workers.database import reachable, trouble, workers_engine
 from workers.errors import AwaitingBooking, DatabaseTrouble, OurFault, ProviderUnavailable
 from workers.flower import Outcome
-from workers.greed import MOST, filled_up
+from workers.greed import MOST, MOST_ASKING, filled_up
 from workers.inbox import Inbox
-from workers.job import ComesBack, Done
+from workers.job import ComesBack, Done, Landing
 from workers.land import take
 from workers.pipeline import AT_ONCE, process
 from workers.provider import Answer, Call, Element, Event, Incoming, Provider
 from workers.registry import discover
 from workers.statements import Asked
-from workers.store import CLAIM, LEASE, Store
-from workers.tasks import Workshop, _worked_on
+from workers.store import CLAIM, LAND, LEASE, Store
+from workers.tasks import Workshop, _filled_up, _worked_on
 
 
 @pytest.fixture
@@ -61,6 +62,18 @@ def batch(world: World, *raws: RawDelivery) -> list[Any]:
     world.land(*raws)
     fates = world.batch(*(raw.id for raw in raws))
     return [fates.get(raw.id) for raw in raws]
+
+
+def workshop(store: Store, world: World, redis: Redis) -> Workshop:
+    """What a worker's process holds open, as far as it is used here."""
+    return Workshop(
+        settings=None,  # type: ignore[arg-type]
+        store=store,
+        inbox=Inbox(redis),
+        parts=replace(world.parts, store=store),
+        redis=redis,
+        circuits=Circuits(redis),
+    )
 
 
 @contextmanager
@@ -231,6 +244,17 @@ def test_one_that_cannot_land_stays_in_the_inbox_and_keeps_nobody_else_there(wor
     assert redis.hkeys(INBOX) == [str(bad.id).encode()]
 
 
+def test_very_large_requests_land_one_after_the_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement has only so long, and sixty times a mebibyte took longer, again and again."""
+    raws = [request("studio", b"x" * size) for size in (100, 100, 100, 500, 10, 240)]
+    landings = [Landing(raw=raw, provider="timekit") for raw in raws]
+    monkeypatch.setattr("workers.store.PIECE", 250)
+    with statements(world.engine) as seen:
+        jobs = world.store.take(landings, [raw.id for raw in raws], world.clock())
+    assert [job.raw for job in jobs] == raws
+    assert seen == [LAND.text] * 4  # two, one, the one that is too large for that, the last two
+
+
 def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(
     world: World, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,21 +289,35 @@ def message(*ids: UUID, task: str = PROCESS) -> bytes:
 
 
 def test_a_worker_in_a_backlog_takes_more_and_never_too_much(redis: Redis) -> None:
-    own, *others = (new_id() for _ in range(100))
+    own, *others = (new_id() for _ in range(200))
     for other in others:
         redis.lpush("timekit", message(other))
     assert filled_up([own], redis, "timekit") == [own, *others[: MOST - 1]]
-    assert redis.llen("timekit") == 100 - MOST
+    assert redis.llen("timekit") == 200 - MOST
     assert filled_up([own], redis, "timekit") == [own, *others[MOST - 1 :]]
     assert filled_up([own], redis, "timekit") == [own]
 
 
-def test_what_would_be_too_much_goes_back_to_where_it_was(redis: Redis) -> None:
+@pytest.mark.parametrize(("most", "taken"), [(MOST_ASKING, 1), (MOST, 3)])
+def test_what_would_be_too_much_goes_back_to_where_it_was(redis: Redis, most: int, taken: int) -> None:
     own, waiting = new_id(), [message(*(new_id() for _ in range(40))) for _ in range(4)]
     for one in waiting:
         redis.lpush("timekit", one)
-    assert len(filled_up([own], redis, "timekit")) == 41
-    assert redis.lrange("timekit", 0, -1) == [waiting[3], waiting[2], waiting[1]]
+    assert len(filled_up([own], redis, "timekit", most)) == 1 + 40 * taken
+    assert redis.lrange("timekit", 0, -1) == waiting[: taken - 1 : -1]
+
+
+def test_a_batch_is_smaller_where_an_api_may_have_to_be_asked(world: World, redis: Redis) -> None:
+    """Lockme says nothing without its API, and whoever gave us a key wants it used."""
+    keyed = replace(VENUES["reservekit"], secrets=frozenset({"api_key"}))
+    plain = [replace(VENUES[name], secrets=frozenset()) for name in ("timekit", "checkfront")]
+    config = Config(file="", endpoints={one.name: one for one in (keyed, *plain)})
+    shop = replace(workshop(world.store, world, redis), parts=replace(world.parts, config=config))
+    taken = {}
+    for queue in ("lockme", "reservekit", "timekit", "checkfront", HOUSEKEEPING):
+        redis.lpush(queue, *(message(new_id()) for _ in range(200)))
+        taken[queue] = len(_filled_up([new_id()], shop, queue))
+    assert taken == {"lockme": 64, "reservekit": 64, "timekit": MOST, "checkfront": MOST, HOUSEKEEPING: 1}
 
 
 @pytest.mark.parametrize(
@@ -427,15 +465,7 @@ def test_with_postgresql_away_the_task_comes_back_and_the_inbox_keeps_all(world:
     raws = [sent(world, "timekit", Step(booking=n)) for n in range(3)]
     for raw in raws:
         redis.hset(INBOX, str(raw.id), raw.pack())
-    store = Store(workers_engine("postgresql://nobody@127.0.0.1:1/x"))
-    shop = Workshop(
-        settings=None,  # type: ignore[arg-type]
-        store=store,
-        inbox=Inbox(redis),
-        parts=replace(world.parts, store=store),
-        redis=redis,
-        circuits=Circuits(redis),
-    )
+    shop = workshop(Store(workers_engine("postgresql://nobody@127.0.0.1:1/x")), world, redis)
     jobs, fates = _worked_on([raw.id for raw in raws], shop)
     assert jobs == []
     assert {fate.error.reason for fate in fates.values() if isinstance(fate, ComesBack)} == {"database-trouble"}

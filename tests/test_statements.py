@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,17 +10,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from hypothesis import given as each
+from hypothesis import strategies as st
 from sqlalchemy import ARRAY, Engine, Text, Uuid, bindparam, func, literal, select, text
 
+from schemas.booking import COLUMNS, Status, as_kept, from_json, to_json
 from schemas.delivery import new_id
 from workers.database import workers_engine
 from workers.statements import Asked, Piped, Session, Statement, alone, onlookers, transaction
+from workers.writing import as_json
 
 ONE = Asked("SELECT %(number)s::int AS number", {"number": 1})
 NOTE = Statement(text("INSERT INTO notes VALUES (:number)").bindparams(bindparam("number", required=True)))
@@ -248,3 +255,43 @@ def test_nobody_waits_before_a_result_is_read(pool: Engine) -> None:
 
     sending, reading = transaction(pool, work)
     assert sending < 0.3 <= reading
+
+
+# --- what rows are made of ---------------------------------------------------------------------------------------
+
+ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+INSTANTS = st.datetimes(datetime(1900, 1, 2), datetime(2199, 12, 30), timezones=st.just(UTC) | ZONES)
+MONEY = st.decimals(min_value=-(10**12), max_value=10**12, allow_nan=False) | st.just(Decimal("1E+2"))
+INSIDE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | INSTANTS | st.dates(date(1900, 1, 1)) | MONEY,
+    lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+OF_KIND = {
+    str: st.text(),
+    Status: st.sampled_from(Status),
+    date: st.dates(date(1900, 1, 1)),
+    datetime: INSTANTS,
+    int: st.integers(),
+    list: st.lists(INSIDE),
+    Decimal: MONEY,
+    dict: st.dictionaries(st.text(), INSIDE),
+}
+SAID = st.fixed_dictionaries({}, optional={name: st.none() | OF_KIND[kind] for name, kind in COLUMNS.items()})
+
+
+@each(said=SAID)
+def test_what_an_event_says_is_kept_as_it_comes_back(said: dict[str, Any]) -> None:
+    """Without the way through JSON and back, and in JSON no other than by that way."""
+    kept = as_kept(said)
+    assert kept == from_json(to_json(said))
+    assert [*map(type, kept.values())] == [*map(type, from_json(to_json(said)).values())]
+    assert as_json(kept) == as_json(to_json(said))
+
+
+@pytest.mark.parametrize("more", [[], [2**70]])
+def test_ids_days_instants_and_money_are_written_as_they_are(more: list[int]) -> None:
+    """Also where a number is too long for orjson."""
+    identity, instant = new_id(), datetime(2026, 12, 1, 8, 0, 0, 250_000, tzinfo=UTC)
+    written = as_json([identity, instant, instant.date(), Decimal("1E+2"), Decimal("94.50"), *more])
+    assert json.loads(written) == [str(identity), instant.isoformat(), "2026-12-01", "100", "94.50", *more]

@@ -25,7 +25,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from sqlalchemy import TIMESTAMP, Connection, Text, Uuid, and_, delete, select, union_all
 
-from schemas.booking import COLUMNS, from_json, to_json
+from schemas.booking import COLUMNS, as_kept, from_json
 from schemas.delivery import RawDelivery
 from workers.errors import AwaitingBooking, Overtaken
 from workers.fold import Row, Said, difference, fold, kind_of_change
@@ -88,15 +88,18 @@ LOCK: Final = Statement(
 )
 """After this, and not before, what is read of their events is all that there is."""
 
+_SEEN: Final = select(
+    *(events.c[name] for name in ("id", "booking_id", "delivery_id", "position", "version", "received_at", "same_as")),
+    events.c.event["said"]["provider_status"].astext.label("word"),
+)
+"""Of an event where it stands in the order, and what a Recall asks for; not the rest of what it says."""
 AGAIN: Final = sought("again", booking_id=Uuid(), same_as=Text())
 NEAR: Final = sought("near", booking_id=Uuid(), since=TIMESTAMP(timezone=True), until=TIMESTAMP(timezone=True))
 GLANCE: Final = Statement(
     union_all(
-        newest(events, events.c.booking_id, ORDER),
-        select(events).join(
-            AGAIN, and_(events.c.booking_id == AGAIN.c.booking_id, events.c.same_as == AGAIN.c.same_as)
-        ),
-        select(events).join(
+        newest(_SEEN, events.c.booking_id, ORDER),
+        _SEEN.join(AGAIN, and_(events.c.booking_id == AGAIN.c.booking_id, events.c.same_as == AGAIN.c.same_as)),
+        _SEEN.join(
             NEAR,
             and_(events.c.booking_id == NEAR.c.booking_id, events.c.received_at.between(NEAR.c.since, NEAR.c.until)),
         ),
@@ -174,9 +177,8 @@ class _Page:
             return _receipt(said) < _receipt(same.said)
         return any(said.order < one.said.order for one in self.told.values())
 
-    def take(self, row: Any) -> None:
+    def take(self, one: _Told) -> None:
         """An event that stands in the table."""
-        one = _from_row(row)
         self.told[one.said.place] = one
 
     def add(self, one: _Told) -> None:
@@ -320,11 +322,7 @@ class Sheet:
         page.columns, page.ours = after.columns, (after.first_seen_at, after.changed_at, after.delivery_id)
         if not diff:
             return frozenset()
-        old, new = (to_json({column: pair[side] for column, pair in diff.items()}) for side in (0, 1))
-        changed = {column: [old[column], new[column]] for column in diff}
-        self._changes.append(
-            {"booking_id": str(page.row.id), "delivery_id": str(delivery_id), "kind": kind, "diff": changed}
-        )
+        self._changes.append({"booking_id": page.row.id, "delivery_id": delivery_id, "kind": kind, "diff": diff})
         return diff.keys()
 
     # --- reading and locking ---
@@ -347,7 +345,7 @@ class Sheet:
         pages = {row.id: _page(row, fresh=row.id in fresh) for row in locked}
         for row in seen:
             if row.booking_id in pages:  # else it was made after we had asked for it
-                pages[row.booking_id].take(row)
+                pages[row.booking_id].take(_from_row(row, {"provider_status": row.word}))
         for identity, page in pages.items():
             if not page.told and identity not in spoken:
                 page.base = None
@@ -377,7 +375,8 @@ class Sheet:
         short = {page.row.id: page for page in pages if page.base is not None}
         if short:
             for row in self._session.send(ALL(ids=sorted(short))):
-                short[row.booking_id].take(row)
+                payments = tuple(row.event.get("payments", ()))
+                short[row.booking_id].take(_from_row(row, from_json(row.event["said"]), payments))
         for page in short.values():
             page.base = page.folded = page.newest = None
 
@@ -483,13 +482,13 @@ def _identities(tellings: Sequence[Telling]) -> list[Mapping[str, Any]]:
             rows.setdefault(
                 identity,
                 {
-                    "id": str(identity),
+                    "id": identity,
                     "provider": telling.provider,
                     "endpoint": raw.endpoint,
                     "external_id": event.external_id,
-                    "first_seen_at": raw.received_at.isoformat(),
-                    "changed_at": raw.received_at.isoformat(),
-                    "delivery_id": str(raw.id),
+                    "first_seen_at": raw.received_at,
+                    "changed_at": raw.received_at,
+                    "delivery_id": raw.id,
                 },
             )
     return [rows[identity] for identity in sorted(rows)]
@@ -560,20 +559,20 @@ def _said(telling: Telling, position: int, event: Event, **what: Any) -> Said:
 
 
 def _from_event(identity: UUID, telling: Telling, position: int, event: Event) -> _Told:
-    document: dict[str, Any] = {"said": to_json(event.said)}
+    document: dict[str, Any] = {"said": as_kept(event.said)}
     payments = tuple(dict(payment) for payment in event.payments)
     if payments:
         document["payments"] = payments
-    said = _said(telling, position, event, said=from_json(document["said"]), payments=payments)
+    said = _said(telling, position, event, said=document["said"], payments=payments)
     return _Told(
         said=said,
         same_as=event.same_as,
         row={
-            "booking_id": str(identity),
-            "delivery_id": str(telling.raw.id),
+            "booking_id": identity,
+            "delivery_id": telling.raw.id,
             "position": position,
             "version": event.version,
-            "received_at": said.received_at.isoformat(),
+            "received_at": said.received_at,
             "same_as": event.same_as,
             "event": document,
             "parser": telling.parser,
@@ -581,16 +580,16 @@ def _from_event(identity: UUID, telling: Telling, position: int, event: Event) -
     )
 
 
-def _from_row(row: Any) -> _Told:
-    said = Said(
+def _from_row(row: Any, said: Mapping[str, Any], payments: tuple[Mapping[str, Any], ...] = ()) -> _Told:
+    one = Said(
         delivery_id=row.delivery_id,
         position=row.position,
         received_at=row.received_at,
         version=row.version,
-        said=from_json(row.event["said"]),
-        payments=tuple(row.event.get("payments", ())),
+        said=said,
+        payments=payments,
     )
-    return _Told(said=said, same_as=row.same_as, id=row.id)
+    return _Told(said=one, same_as=row.same_as, id=row.id)
 
 
 def _differs(page: _Page) -> bool:
@@ -601,10 +600,4 @@ def _differs(page: _Page) -> bool:
 
 def _plain(page: _Page) -> dict[str, Any]:
     assert page.columns is not None
-    first_seen_at, changed_at, delivery_id = page.ours
-    ours = {
-        "first_seen_at": first_seen_at.isoformat(),
-        "changed_at": changed_at.isoformat(),
-        "delivery_id": str(delivery_id),
-    }
-    return {"id": str(page.row.id), **to_json(page.columns), **ours}
+    return {"id": page.row.id, **page.columns, **dict(zip(OURS, page.ours, strict=True))}

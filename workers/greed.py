@@ -17,17 +17,19 @@ from redis import Redis
 
 from schemas.delivery import PROCESS
 
-MOST: Final = 64
+MOST: Final = 128
 """Deliveries in one batch."""
+MOST_ASKING: Final = 64
+"""The same where an API may have to be asked: a batch has only so long for all of its questions."""
 
 
-def filled_up(delivery_ids: Sequence[UUID], redis: Redis, queue: str) -> list[UUID]:
-    """These ids and those of further nudges in this queue, oldest first, each once; at most MOST of them.
+def filled_up(delivery_ids: Sequence[UUID], redis: Redis, queue: str, most: int = MOST) -> list[UUID]:
+    """These ids and those of further nudges in this queue, oldest first, each once; no nudge is taken beyond `most`.
 
     What is no nudge of ours goes back to where it was, and so does what would be too much.
     """
     ids = dict.fromkeys(delivery_ids)
-    room = MOST - len(ids)
+    room = most - len(ids)
     if room <= 0:
         return list(ids)
     # Messages of one backlog are of one size, about; so this takes hardly more than it keeps.
@@ -35,7 +37,7 @@ def filled_up(delivery_ids: Sequence[UUID], redis: Redis, queue: str) -> list[UU
     back: list[bytes] = []
     for message in found or ():
         more = nudged(message)
-        if more is None or back or len(ids.keys() | set(more)) > MOST:
+        if more is None or back or len(ids.keys() | set(more)) > most:
             back.append(message)
         else:
             ids |= dict.fromkeys(more)

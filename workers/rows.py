@@ -74,11 +74,11 @@ def sought(name: str, **columns: TypeEngine[Any]) -> TableValuedAlias:
     return table.render_derived(name=name)
 
 
-def newest(table: SqlTable, owner: Column[Any], order: Sequence[ColumnElement[Any]]) -> Select[Any]:
-    """The last row in this order of each owner in the parameter `ids`: as many rows are read, where an index has the
-    owners and the order."""
+def newest(columns: Select[Any], owner: Column[Any], order: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    """Of the last row in this order of each owner in the parameter `ids` these columns: as many rows are read, where an
+    index has the owners and the order."""
     ids = func.unnest(bindparam("ids", type_=ARRAY(owner.type)))
     one = ids.table_valued(column("id", owner.type)).render_derived(name="one")
-    last = select(table).where(owner == one.c.id).order_by(*(by.desc() for by in order)).limit(literal_column("1"))
+    last = columns.where(owner == one.c.id).order_by(*(by.desc() for by in order)).limit(literal_column("1"))
     newest = last.lateral("newest")
     return select(newest).select_from(one).join(newest, true())

@@ -7,7 +7,7 @@ delivery is `workers.retry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -45,6 +45,8 @@ from workers.writing import as_json
 
 T = TypeVar("T")
 
+PIECE: Final = 8 * 2**20
+"""Bytes of bodies in one statement, about: PostgreSQL takes them in well before a statement's time is over."""
 LEASE: Final = timedelta(seconds=25)
 """How long a worker may hold a delivery before somebody else looks at it. Asking and saving fit into it."""
 
@@ -218,10 +220,11 @@ class Store:
 
     def _landed(self, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
         """The ids of those that were not there yet."""
-        if not landings:
-            return set()
-        rows = [_landing_row(one, attempts, due) for one in sorted(landings, key=lambda landing: landing.raw.id)]
-        return {row.id for row in self._run(LAND(rows=as_json(rows)))}
+        fresh: set[UUID] = set()
+        for piece in _pieces(sorted(landings, key=lambda landing: landing.raw.id)):
+            rows = [_landing_row(one, attempts, due) for one in piece]
+            fresh |= {row.id for row in self._run(LAND(rows=as_json(rows)))}
+        return fresh
 
     def claim_all(self, delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
         """Takes hold of deliveries that are due; left out is what is not due, is held, is done, or is not there.
@@ -315,10 +318,7 @@ class Store:
 
     def acknowledge_again(self, when: Mapping[UUID, datetime | None]) -> None:
         """The providers could not be told; None: it is given up, the provider's repeats have ended too."""
-        rows = [
-            {"id": str(delivery_id), "acknowledge_at": at.isoformat() if at else None}
-            for delivery_id, at in sorted(when.items())
-        ]
+        rows = [{"id": delivery_id, "acknowledge_at": at} for delivery_id, at in sorted(when.items())]
         self._run(OWE(rows=as_json(rows)))
 
 
@@ -329,20 +329,34 @@ def _ids(jobs: Iterable[Job]) -> list[UUID]:
     return sorted(job.raw.id for job in jobs)
 
 
+def _pieces(landings: Iterable[Landing]) -> Iterator[list[Landing]]:
+    """Those that land together: all of them, unless they are very large."""
+    piece: list[Landing] = []
+    size = 0
+    for landing in landings:
+        size += len(landing.raw.body)
+        if piece and size > PIECE:
+            yield piece
+            piece, size = [], len(landing.raw.body)
+        piece.append(landing)
+    if piece:
+        yield piece
+
+
 def _landing_row(landing: Landing, attempts: int, due: datetime) -> dict[str, Any]:
     raw = landing.raw
     return {
-        "id": str(raw.id),
+        "id": raw.id,
         "endpoint": raw.endpoint,
         "provider": landing.provider,
         "origin": landing.origin,
-        "received_at": raw.received_at.isoformat(),
+        "received_at": raw.received_at,
         "method": raw.method,
         "headers": raw.headers,
         "body": "\\x" + raw.body.hex(),
         "message_id": landing.message_id,
         "attempts": attempts,
-        "next_attempt_at": due.isoformat(),
+        "next_attempt_at": due,
     }
 
 
@@ -430,17 +444,17 @@ def _settled(entry: Entry, effects: Sequence[Effect], now: datetime) -> dict[str
     job, verdict = entry.job, entry.verdict
     applied = job.applied or not CHANGING.isdisjoint(effects)
     return {
-        "id": str(job.raw.id),
+        "id": job.raw.id,
         "provider": job.provider,
         "state": verdict.state or _state_of(effects, applied),
         "reason": verdict.reason,
         "error": verdict.error,
         "attempts": 0 if verdict.is_attempt else 1,
-        "next_attempt_at": verdict.next_attempt_at.isoformat() if verdict.next_attempt_at else None,
+        "next_attempt_at": verdict.next_attempt_at,
         "lookup": answers_to_json(entry.found.answers) or None,
         "parser": None if entry.found.said is None else entry.parser,
-        "applied_at": now.isoformat() if applied else None,
-        "acknowledge_at": (now + LEASE).isoformat() if verdict.acknowledge else None,
+        "applied_at": now if applied else None,
+        "acknowledge_at": now + LEASE if verdict.acknowledge else None,
         "acknowledge_attempts": 1 if verdict.acknowledge else 0,
     }
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from random import Random
 from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID
@@ -26,6 +25,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schemas.delivery import PROCESS, now
 from schemas.endpoints import ConfigError, Endpoint
+from schemas.garbage import collect_less
 from schemas.logs import log
 from workers import calls, circuit, observed, pipeline, registry, settings, sweep
 from workers.app import SWEEP, app
@@ -34,7 +34,7 @@ from workers.circuit import Circuits
 from workers.database import engine, trouble, workers_engine
 from workers.errors import DatabaseTrouble, DeliveryError, ProviderUnavailable, Throttled
 from workers.flower import Outcome, tell
-from workers.greed import filled_up, ids_of
+from workers.greed import MOST, MOST_ASKING, filled_up, ids_of
 from workers.inbox import Inbox
 from workers.job import ComesBack, Fate, Job
 from workers.land import take
@@ -49,8 +49,6 @@ R = TypeVar("R")
 
 SOON: Final = timedelta(seconds=10)
 """When the sweeper looks for what could not be taken."""
-GARBAGE: Final = 20_000
-"""So many new objects make Python look for cycles."""
 HAND: Final = timedelta(seconds=1)
 """How long a batch waits for its turn to ask. While all is well, another one is through before that; while an
 API hangs, this is what it costs the queues of the others."""
@@ -66,6 +64,12 @@ class Workshop:
     parts: pipeline.Parts
     redis: Redis
     circuits: Circuits
+
+    @cached_property
+    def asking(self) -> frozenset[str]:
+        """The providers whose API this installation may have to ask for a delivery."""
+        named = {name for name, provider in self.parts.providers.items() if provider.needs_secrets}
+        return frozenset(named | {endpoint.provider for endpoint in self.parts.config if endpoint.secrets})
 
 
 @cache
@@ -140,11 +144,9 @@ def holding(inbox: Inbox) -> Callable[[str], AbstractContextManager[bool]]:
 
 
 @worker_process_init.connect
-def collect_less(**_: Any) -> None:
-    """Of what a child has inherited nothing becomes garbage, and a batch makes thousands of objects that all go when it
-    is done: Python looks for cycles among them hundreds of times, in vain."""
-    gc.freeze()
-    gc.set_threshold(GARBAGE)
+def spare_the_collector(**_: Any) -> None:
+    """Of what a child has inherited nothing becomes garbage, and the objects of a batch all go when it is done."""
+    collect_less()
 
 
 @worker_init.connect
@@ -216,7 +218,7 @@ def _filled_up(ids: list[UUID], shop: Workshop, queue: str | None) -> list[UUID]
     if queue is None or queue not in shop.parts.providers:
         return ids
     try:
-        return filled_up(ids, shop.redis, queue)
+        return filled_up(ids, shop.redis, queue, MOST_ASKING if queue in shop.asking else MOST)
     except RedisError:
         return ids  # the sweeper finds what was named in messages that got lost
 
