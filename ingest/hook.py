@@ -15,10 +15,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ingest.door import Doors, Entrance
-from ingest.keeper import REDIS, SPOOL
 from ingest.metrics import HUNG_UP, Tally
 from ingest.settings import RETRY_AFTER
-from ingest.waiting import Keeps, NotDurable, Row
+from ingest.waiting import REDIS, SPOOL, Keeps, NotDurable, Row
 from schemas.delivery import new_id_text, now, packed
 from schemas.logs import log
 

@@ -18,7 +18,7 @@ from ingest.breaker import Breaker
 from ingest.ending import ended
 from ingest.inbox import FLUSHERS, Inbox, reason_of
 from ingest.spool import Spool
-from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, Keeps, Line, Row, Then, Waiting
+from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, REDIS, SPOOL, Keeps, Line, Row, Then, Waiting
 from schemas.logs import log
 
 SPOOL_PATIENCE: Final = 0.8
@@ -27,10 +27,6 @@ LOOK_EVERY: Final = 0.5
 """Seconds between two looks after Redis: whether it is back, and how full it is."""
 EMPTY_WITHIN: Final = 3.0
 """Seconds that the end waits for what is under way, which has its own limits and needs less."""
-
-REDIS: Final = "redis"
-SPOOL: Final = "spool"
-"""Where a request was kept."""
 
 
 class Keeper(Keeps):

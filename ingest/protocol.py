@@ -23,11 +23,11 @@ from uvicorn.server import ServerState
 from ingest.door import Entrance
 from ingest.hook import KEPT, Answer, Hook, refused, row_of
 from ingest.metrics import HUNG_UP
-from ingest.waiting import NotDurable, Row
+from ingest.waiting import NotDurable
 from schemas.delivery import now
 
 FAILED: Final = Answer(500)
-"""A mistake of our own, as uvicorn answers one of an app."""
+"""A mistake of our own; counted, as those of an app are not."""
 CLOSE: Final = b"connection: close\r\n\r\n"
 BUSY: Final = float("inf")
 """Of a connection that is not idle."""
@@ -45,8 +45,8 @@ class Visit:
         self.received_at = received_at
         self.began = perf_counter()
         self.body: list[bytes] = []
-        self.row: Row | None = None
-        """As soon as all of it has come."""
+        self.whole = False
+        """All of it has come; the body is in other hands."""
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
@@ -63,7 +63,8 @@ class Hooks(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._hook: Hook | None = None if self.limit_concurrency else getattr(self.app, "hook", None)
+        in_front = self.limit_concurrency or self.root_path
+        self._hook: Hook | None = None if in_front else getattr(self.app, "hook", None)
         """None where something stands in front of the receiver: then everything goes through it."""
         self._visit: Visit | None = None
         self._idle_since = BUSY
@@ -78,7 +79,11 @@ class Hooks(HttpToolsProtocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._visit = self._delivery()
+        try:
+            self._visit = self._delivery()
+        except Exception:  # the parser would answer 400, which a provider may take for final
+            self.logger.exception("Exception in the receiver")
+            self._visit = None
         if self._visit is None:
             self._go_the_long_way()
         else:
@@ -105,7 +110,7 @@ class Hooks(HttpToolsProtocol):
             return
         try:
             self._keep(self._visit)
-        except Exception:
+        except Exception:  # as above
             self.logger.exception("Exception in the receiver")
             self._visit.keep_alive = False
             self._answer(self._visit, FAILED)
@@ -144,7 +149,7 @@ class Hooks(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         visit = self._visit
-        if visit is not None and visit.row is None and self._hook is not None:
+        if visit is not None and not visit.whole and self._hook is not None:
             self._hook.tally.answered(visit.entrance.endpoint.name, HUNG_UP, "", perf_counter() - visit.began)
         super().connection_lost(exc)
 
@@ -174,11 +179,16 @@ class Hooks(HttpToolsProtocol):
 
     def _keep(self, visit: Visit) -> None:
         assert self._hook is not None
-        body = b"".join(visit.body)
-        row = visit.row = row_of(visit.entrance, visit.method, visit.received_at, self.headers, body)
+        visit.whole, body = True, b"".join(visit.body)
+        visit.body.clear()  # the connection may be idle for long, and would hold it
+        row = row_of(visit.entrance, visit.method, visit.received_at, self.headers, body)
 
         def tell(fate: str | NotDurable) -> None:
-            self._answer(visit, refused(visit.entrance, row, fate) if isinstance(fate, NotDurable) else KEPT[fate])
+            try:
+                self._answer(visit, refused(visit.entrance, row, fate) if isinstance(fate, NotDurable) else KEPT[fate])
+            except Exception:
+                self.transport.abort()  # or its sender would wait for ever
+                raise
 
         self._hook.keeper.take(row, tell)
 

@@ -30,11 +30,11 @@ class Traced(Keeps):
         began = time.time_ns()
 
         def tell(fate: str | NotDurable) -> None:
+            then(fate)
             if isinstance(fate, NotDurable):
                 self._tell(row, began, {}, "not-durable")
             else:
                 self._tell(row, began, {"reservoir.kept": fate}, None)
-            then(fate)
 
         self._keeper.take(row, tell)
 

@@ -11,6 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from schemas.logs import log
+
+REDIS: Final = "redis"
+SPOOL: Final = "spool"
+"""Where a request is kept."""
 GROUP: Final = 64
 """Requests that go to Redis together, at most."""
 ENOUGH: Final = 16
@@ -32,7 +37,7 @@ class NotDurable(Exception):
 
 
 Then = Callable[[str | NotDurable], None]
-"""Told once what became of a request: where it is kept, or why it is not. Must not raise."""
+"""Told once what became of a request: where it is kept, or why it is not."""
 
 
 class Keeps(ABC):
@@ -64,7 +69,7 @@ class Keeps(ABC):
 class Waiting:
     """A row, and who is to be told when it is on a disk."""
 
-    __slots__ = ("line", "row", "settled", "since", "then", "turned_away")
+    __slots__ = ("line", "place", "row", "settled", "since", "then", "turned_away")
 
     def __init__(self, row: Row, then: Then) -> None:
         self.row = row
@@ -73,6 +78,8 @@ class Waiting:
         self.turned_away = False
         """One of the two places could not take it; the other one is the last."""
         self.line: Line | None = None
+        self.place = ""
+        """Where it stands in line, or stood when it was kept."""
         self.since = 0.0
 
     def settle(self, failure: str | None = None) -> None:
@@ -80,7 +87,10 @@ class Waiting:
         if self.settled:
             return
         self.settled = True
-        self.then(NotDurable(failure) if failure is not None else self.line.place if self.line is not None else "")
+        try:
+            self.then(self.place if failure is None else NotDurable(failure))
+        except Exception as error:  # noqa: BLE001  who stumbles over its answer keeps it from nobody else
+            log.error("not-answered", delivery=self.row.id, error=type(error).__name__)
 
 
 class Line:
@@ -99,7 +109,7 @@ class Line:
 
     def join(self, waiting: Waiting) -> None:
         """To the end. Whoever joins another line, or is settled, has left this one."""
-        waiting.line = self
+        waiting.line, waiting.place = self, self.place
         waiting.since = self._loop.time()
         self._members.append(waiting)
         if self._timer is None:

@@ -37,7 +37,7 @@ def eventually(true: Callable[[], object], within: float = PATIENCE) -> bool:
 
 
 @contextmanager
-def serving(app: ASGIApp, http: str = LONG, keep_alive: int = 5) -> Iterator[str]:
+def serving(app: ASGIApp, http: str = LONG, keep_alive: int = 5, **more: Any) -> Iterator[str]:
     """The app behind uvicorn as it runs in production (uvloop, this HTTP protocol), in a thread; its base URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         config = uvicorn.Config(
@@ -50,6 +50,7 @@ def serving(app: ASGIApp, http: str = LONG, keep_alive: int = 5) -> Iterator[str
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=keep_alive,
+            **more,
         )
         # `access_log=False` is not enough: pytest listens also to loggers that do not propagate.
         logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)

@@ -31,7 +31,7 @@ from workers import database, flower
 from workers.app import HOUSEKEEPING, app, broker_url
 from workers.circuit import Circuits
 from workers.database import reachable, trouble, workers_engine
-from workers.errors import AwaitingBooking, DatabaseTrouble, OurFault, ProviderUnavailable
+from workers.errors import AwaitingBooking, DatabaseTrouble, OurFault, Park, ProviderUnavailable
 from workers.flower import Outcome
 from workers.greed import MOST, MOST_ASKING, filled_up
 from workers.inbox import Inbox
@@ -245,14 +245,27 @@ def test_one_that_cannot_land_stays_in_the_inbox_and_keeps_nobody_else_there(wor
 
 
 def test_very_large_requests_land_one_after_the_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement has only so long, and sixty times a mebibyte took longer, again and again."""
+    """A statement has only so long, and sixty times a mebibyte took longer, again and again. They land all or none."""
     raws = [request("studio", b"x" * size) for size in (100, 100, 100, 500, 10, 240)]
     landings = [Landing(raw=raw, provider="timekit") for raw in raws]
     monkeypatch.setattr("workers.store.PIECE", 250)
     with statements(world.engine) as seen:
         jobs = world.store.take(landings, [raw.id for raw in raws], world.clock())
     assert [job.raw for job in jobs] == raws
-    assert seen == [LAND.text] * 4  # two, one, the one that is too large for that, the last two
+    landed = [text for text in seen if text not in ("BEGIN", "COMMIT")]
+    assert landed == [LAND.text] * 4  # two, one, the one that is too large for that, the last two
+
+
+def test_where_one_piece_cannot_land_none_has(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had landed before it would be held by nobody until its lease ends."""
+    raws = [request("studio", b"x" * 200) for _ in range(3)]
+    bad = replace(raws[2], method="\0")
+    landings = [Landing(raw=raw, provider="timekit") for raw in (*raws[:2], bad)]
+    monkeypatch.setattr("workers.store.PIECE", 250)
+    with pytest.raises(Park):
+        world.store.take(landings, [raw.id for raw in raws], world.clock())
+    with world.engine.begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM deliveries")).scalar_one() == 0
 
 
 def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(

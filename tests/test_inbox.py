@@ -24,7 +24,7 @@ from ingest.inbox import FLUSHERS, Inbox
 from ingest.keeper import SPOOL_PATIENCE, Keeper
 from ingest.nudge import Nudge
 from ingest.spool import Off, OnDisk, Spool
-from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, NotDurable, Row, Waiting
+from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, REDIS, NotDurable, Row, Waiting
 from schemas.delivery import EPOCH, INBOX, RawDelivery, new_id, now, packed
 from tests.lines import logged
 
@@ -392,12 +392,33 @@ def test_a_mistake_of_our_own_does_not_stop_the_inbox(
     assert "RuntimeError" in caplog.text
 
 
+def test_who_stumbles_over_its_answer_keeps_it_from_nobody(
+    redis: redis_py.Redis, redis_url: str, nudge: Nudge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither from those of its group nor from those who come later."""
+    told: list[str | NotDurable] = []
+
+    def stumble(fate: str | NotDurable) -> None:
+        raise RuntimeError("a mistake of our own")
+
+    async def work(keeper: Keeper) -> None:
+        for _ in range(FLUSHERS + 1):
+            keeper.take(request(b"stumbles"), stumble)
+            keeper.take(request(b"follows"), told.append)
+            await keeper.keep(request(b"later"))
+
+    with_keeper(redis_url, nudge, work)
+    assert told == [REDIS] * (FLUSHERS + 1)
+    assert len(bodies(redis)) == 3 * (FLUSHERS + 1)
+    assert [line["error"] for line in logged(caplog, "not-answered")] == ["RuntimeError"] * (FLUSHERS + 1)
+
+
 def test_a_redis_that_answers_drop_by_drop(nudge: Nudge) -> None:
     """The patience is for all of it: the connection, the greeting, the write."""
 
     def drip(connection: socket.socket) -> None:
         while connection.recv(65536):
-            time.sleep(0.15)
+            time.sleep(0.75)
             connection.sendall(b"+OK\r\n")
 
     async def work(inbox: Inbox) -> float:
@@ -409,8 +430,8 @@ def test_a_redis_that_answers_drop_by_drop(nudge: Nudge) -> None:
         return loop.time() - begin
 
     with listening(drip) as port:
-        taken = asyncio.run(work(Inbox(f"redis://127.0.0.1:{port}", nudge, 0.2)))
-    assert taken < 0.3
+        taken = asyncio.run(work(Inbox(f"redis://127.0.0.1:{port}", nudge, 1.0)))
+    assert taken < 1.5
 
 
 # --- what Redis says of itself -------------------------------------------------------------------------------

@@ -212,6 +212,16 @@ def test_nobody_in_front_of_the_receiver_is_passed_by(services: Embedded, redis:
     assert seen == [HOOK.decode()]
 
 
+def test_a_path_of_its_own_is_the_apps_affair(services: Embedded) -> None:
+    """uvicorn's `--root-path` stands before every path, and so before ours."""
+    with (
+        serving(built(services), SHORT, root_path="/x") as short,
+        serving(built(services), LONG, root_path="/x") as long,
+    ):
+        one = post(b"{}", b"Connection: close")
+        assert conversation(short, one) == conversation(long, one)
+
+
 @dataclass
 class Holding(Keeps):
     """Holds everybody until it is told what to say."""
@@ -255,6 +265,36 @@ def test_a_mistake_of_our_own_is_a_500(
             assert said.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
             assert b"\r\nconnection: close\r\n" in said
     assert caplog.text.count("Exception in the receiver") == 2
+
+
+def test_a_mistake_at_the_head_is_one_too(
+    services: Embedded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The long way meets it as well."""
+
+    def stumble(*_: object) -> None:
+        raise RuntimeError("a mistake of our own")
+
+    app = built(services)
+    monkeypatch.setattr(app.hook.doors, "find", stumble)
+    with serving(app, SHORT) as url:
+        assert conversation(url, post(b"{}", b"Connection: close")).startswith(b"HTTP/1.1 500 ")
+    assert "Exception in the receiver" in caplog.text
+
+
+def test_who_stumbles_over_its_answer_is_let_go(
+    services: Embedded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sender comes again, instead of waiting for ever."""
+
+    def stumble(*_: object) -> None:
+        raise RuntimeError("a mistake of our own")
+
+    app = built(services)
+    monkeypatch.setattr(app.hook.tally, "answered", stumble)
+    with serving(app, SHORT) as url:
+        assert conversation(url, post()) == b""
+    assert logged(caplog, "not-answered")[0]["error"] == "RuntimeError"
 
 
 def test_what_no_disk_takes_is_a_503(
@@ -350,3 +390,20 @@ def test_a_closed_connection_is_forgotten(services: Embedded, redis: redis_py.Re
             with closing(connected(url)) as connection:
                 assert answered(connection, post())
         assert eventually(lambda: remembered() <= before)
+
+
+def test_an_idle_connection_holds_no_body(services: Embedded, redis: redis_py.Redis) -> None:
+    """There may be hundreds, idle for longer than a minute."""
+
+    def large() -> int:
+        gc.collect()
+        return sum(len(thing) > MIB // 2 for seen in gc.get_objects() for thing in bytes_in(seen))
+
+    with serving(built(services, patience=0.5), SHORT, keep_alive=600) as url, closing(connected(url)) as connection:
+        assert answered(connection, post(b"x" * (MIB - 1)))
+        assert eventually(lambda: large() == 0)
+
+
+def bytes_in(thing: object) -> list[bytes]:
+    """Which it refers to; bytes themselves are nothing that Python's collector knows."""
+    return [held for held in gc.get_referents(thing) if type(held) is bytes]

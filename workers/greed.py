@@ -36,8 +36,7 @@ def filled_up(delivery_ids: Sequence[UUID], redis: Redis, queue: str, most: int 
     found = cast("list[bytes] | None", redis.rpop(queue, max(1, room // max(1, len(ids)))))
     back: list[bytes] = []
     for message in found or ():
-        more = nudged(message)
-        if more is None or back or len(ids.keys() | set(more)) > most:
+        if back or (more := nudged(message)) is None or len(ids.keys() | set(more)) > most:
             back.append(message)
         else:
             ids |= dict.fromkeys(more)

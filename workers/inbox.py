@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Final
 from uuid import UUID
 
 from redis import Redis
@@ -12,6 +13,9 @@ from redis.exceptions import RedisError
 
 from schemas.delivery import INBOX, Malformed, RawDelivery
 from schemas.logs import log
+
+AT_ONCE: Final = 32
+"""Requests in one answer of Redis, which may be a mebibyte each: meanwhile it answers no receiver."""
 
 
 class Inbox:
@@ -27,11 +31,13 @@ class Inbox:
 
     def get_all(self, delivery_ids: Sequence[UUID]) -> dict[UUID, bytes]:
         """The packed requests; one that has landed already is left out."""
-        if not delivery_ids:
-            return {}
-        found = self._redis.hmget(INBOX, [str(delivery_id) for delivery_id in delivery_ids])
-        pairs = zip(delivery_ids, found, strict=True)
-        return {delivery_id: _bytes(packed) for delivery_id, packed in pairs if packed is not None}
+        there: dict[UUID, bytes] = {}
+        for start in range(0, len(delivery_ids), AT_ONCE):
+            ids = delivery_ids[start : start + AT_ONCE]
+            found = self._redis.hmget(INBOX, [str(delivery_id) for delivery_id in ids])
+            pairs = zip(ids, found, strict=True)
+            there |= {delivery_id: _bytes(packed) for delivery_id, packed in pairs if packed is not None}
+        return there
 
     def forget(self, *delivery_ids: UUID) -> None:
         """Removes what Postgres has."""

@@ -35,7 +35,7 @@ from workers.store import job_of
 from workers.tables import bookings, deliveries, events
 
 BATCH: Final = 64
-"""Deliveries in one transaction: as many as a worker takes at most."""
+"""Deliveries in one transaction."""
 RECEIPT: Final = (deliveries.c.received_at, deliveries.c.id)
 """The order in which deliveries are read again."""
 

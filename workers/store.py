@@ -7,7 +7,7 @@ delivery is `workers.retry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -220,11 +220,17 @@ class Store:
 
     def _landed(self, landings: Sequence[Landing], *, attempts: int, due: datetime) -> set[UUID]:
         """The ids of those that were not there yet."""
-        fresh: set[UUID] = set()
-        for piece in _pieces(sorted(landings, key=lambda landing: landing.raw.id)):
-            rows = [_landing_row(one, attempts, due) for one in piece]
-            fresh |= {row.id for row in self._run(LAND(rows=as_json(rows)))}
-        return fresh
+
+        def asked(piece: Sequence[Landing]) -> Asked:
+            return LAND(rows=as_json([_landing_row(one, attempts, due) for one in piece]))
+
+        pieces = _pieces(sorted(landings, key=lambda landing: landing.raw.id))
+        if not pieces:
+            return set()
+        if len(pieces) == 1:
+            return {row.id for row in self._run(asked(pieces[0]))}
+        # All or none: what landed before the one that failed would be held by nobody until its lease ends.
+        return self._transaction(lambda session: {row.id for piece in pieces for row in session.send(asked(piece))})
 
     def claim_all(self, delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
         """Takes hold of deliveries that are due; left out is what is not due, is held, is done, or is not there.
@@ -329,18 +335,17 @@ def _ids(jobs: Iterable[Job]) -> list[UUID]:
     return sorted(job.raw.id for job in jobs)
 
 
-def _pieces(landings: Iterable[Landing]) -> Iterator[list[Landing]]:
-    """Those that land together: all of them, unless they are very large."""
-    piece: list[Landing] = []
-    size = 0
+def _pieces(landings: Iterable[Landing]) -> list[list[Landing]]:
+    """Those that one statement takes: all of them, unless they are very large."""
+    pieces: list[list[Landing]] = []
+    size = PIECE
     for landing in landings:
         size += len(landing.raw.body)
-        if piece and size > PIECE:
-            yield piece
-            piece, size = [], len(landing.raw.body)
-        piece.append(landing)
-    if piece:
-        yield piece
+        if not pieces or size > PIECE:
+            pieces.append([])
+            size = len(landing.raw.body)
+        pieces[-1].append(landing)
+    return pieces
 
 
 def _landing_row(landing: Landing, attempts: int, due: datetime) -> dict[str, Any]:
