@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import tomllib
 from collections import Counter
@@ -145,14 +146,20 @@ def test_the_simulators_are_found_by_listing_their_folder() -> None:
 
 
 def test_the_command_prints_what_reservoir_must_know_of_each_venue(capsys: pytest.CaptureFixture[str]) -> None:
+    said = io.StringIO()
+
+    def is_told() -> bool:
+        said.write(capsys.readouterr().out)
+        return "RESERVOIR_LOCKME_VENUE_ACCESS_TOKEN=" in said.getvalue()
+
     async def scene() -> None:
         played = asyncio.create_task(_play(_parser().parse_args(list(discover()))))
-        await asyncio.sleep(0.2)
+        await until(is_told)
         played.cancel()
         await asyncio.gather(played, return_exceptions=True)
 
     run(scene)
-    panel, tables = capsys.readouterr().out.split("\n", 1)
+    panel, tables = said.getvalue().split("\n", 1)
     assert panel.startswith("panel: http://127.0.0.1:")
     endpoints = tomllib.loads(tables)["endpoints"]
     assert {table["provider"] for table in endpoints.values()} == set(discover())
