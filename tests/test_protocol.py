@@ -77,18 +77,19 @@ ODD = {
     "head": post(b"", method=b"HEAD"),
     "delete": post(b"", method=b"DELETE"),
     "not long, and no body": b"POST " + HOOK + b" HTTP/1.1\r\nHost: here\r\n\r\n",
-    "http/1.0": post().replace(b"HTTP/1.1", b"HTTP/1.0"),
-    "http/1.0, kept alive": post(b"{}", b"Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"),
 }
 """They do not."""
 ENDING = {
+    "http/1.0": post().replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "http/1.0, kept alive": post(b"{}", b"Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"),
     "an upgrade": post(b"{}", b"Connection: Upgrade", b"Upgrade: websocket"),
     "too long": post(b"").replace(b"Content-Length: 0", b"Content-Length: %d" % (MIB + 1)),
     "a length that is none": post().replace(b"Content-Length: 9", b"Content-Length: x"),
     "two lengths": post(b"{}", b"Content-Length: 3"),
     "no request": b"nonsense\r\n\r\n",
 }
-"""Nor do these, and nothing is read after them; whether what came before them is still answered is a matter of time."""
+"""Nor do these, and nothing is read after them. What is sent all the same makes it a matter of time which answers still
+arrive."""
 OTHERS = ODD | ENDING
 SEVERAL = {
     "closing": post(b"{}", b"Connection: close"),

@@ -67,7 +67,7 @@ class Up:
     def process(self, words: str) -> psutil.Process:
         """The one whose command line holds these words, and that is our own child."""
         children = psutil.Process(self.popen.pid).children()
-        return next(child for child in children if words in " ".join(child.cmdline()))
+        return next(child for child in children if words in command_line(child))
 
     def announced(self) -> dict[str, Any]:
         """What stands in services.json."""
@@ -129,6 +129,14 @@ def eventually(true: Callable[[], bool], within: float = 30.0) -> bool:
     while not true() and time.monotonic() < deadline:
         time.sleep(0.1)
     return true()
+
+
+def command_line(process: psutil.Process) -> str:
+    """One that has just ended has none."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def knows(process: psutil.Process) -> set[str]:
