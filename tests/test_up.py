@@ -359,6 +359,7 @@ def test_one_receiver_is_replaced_and_killed_without_a_refusal(tmp_path: Path) -
             assert client.post(up.url + hook, content=b"no booking").status_code == 200
         assert "web ended with -9; it starts again now" in up.log()
 
+        assert eventually(lambda: up.log().count('"event": "watching"') == 2), "alarms has read its configuration again"
         (tmp_path / "reservoir.toml").write_text("[endpoints.desk]\nprovider = 'checkfrnt'\n", encoding="utf-8")
         pids = up.pids()
         refused = up.command("restart")
