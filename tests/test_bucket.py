@@ -491,7 +491,7 @@ class Api:
         if request.url.path.endswith("/warm"):
             return JSONResponse([])
         moment = time.monotonic()
-        late = max(0.0, self.due(moment) - self.answered)
+        late = min(max(0.0, self.due(moment) - self.answered), self.rate.per_second)  # a second's, not more
         self.tokens = min(self.rate.burst + late, self.tokens + (moment - self.seen) * self.rate.per_second)
         self.seen = moment
         if self.tokens < 1:

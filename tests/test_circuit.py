@@ -413,6 +413,7 @@ def test_without_redis_every_circuit_counts_as_closed(
         circuits.succeeded("vault")
         circuits.wake_latecomers()
     took = time.monotonic() - begin
+    assert took < 3
     assert 1 <= len(logged(caplog, "circuits-not-known")) <= 1 + took
     assert woken.endpoints == []
 
@@ -470,7 +471,7 @@ def test_an_api_that_hangs_costs_three_timeouts_and_then_nothing(redis: Redis, w
 
     circuits = Circuits(redis, on_close=woken)
     with listening(answer) as port:
-        asks = caller(port, circuits, longest=seconds(0.3))
+        asks = caller(port, circuits, longest=seconds(0.1))
         told, took = list[str](), list[float]()
         for _ in range(100):
             begin = time.monotonic()
@@ -478,9 +479,9 @@ def test_an_api_that_hangs_costs_three_timeouts_and_then_nothing(redis: Redis, w
                 asks(READ)
             took.append(time.monotonic() - begin)
             told.append(str(error.value))
-        assert told[:3] == ["session: the answer took longer than 0.3 s"] * 3
+        assert told[:3] == ["session: the answer took longer than 0.1 s"] * 3
         assert set(told[3:]) == {"vault: not asked: its API is away"}
-        assert sum(took[:3]) < 3
+        assert sum(took) < 3
         # A busy machine may stand still during one or the other of them.
         assert sum(sorted(took[3:])[:90]) < 1
         answers = answers_well

@@ -431,7 +431,7 @@ def test_a_redis_that_answers_drop_by_drop(nudge: Nudge) -> None:
 
     with listening(drip) as port:
         taken = asyncio.run(work(Inbox(f"redis://127.0.0.1:{port}", nudge, 1.0)))
-    assert taken < 1.5
+    assert taken < 1.3
 
 
 # --- what Redis says of itself -------------------------------------------------------------------------------

@@ -241,11 +241,15 @@ class Holding(Keeps):
         self.waiting.clear()
 
 
+def stumble(*_: object) -> None:
+    raise RuntimeError("a mistake of our own")
+
+
 class Stumbling(Keeps):
     """Has a mistake."""
 
     def take(self, row: Row, then: Then) -> None:
-        raise RuntimeError("a mistake of our own")
+        stumble()
 
 
 @contextmanager
@@ -272,10 +276,6 @@ def test_a_mistake_at_the_head_is_one_too(
     services: Embedded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The long way meets it as well."""
-
-    def stumble(*_: object) -> None:
-        raise RuntimeError("a mistake of our own")
-
     app = built(services)
     monkeypatch.setattr(app.hook.doors, "find", stumble)
     with serving(app, SHORT) as url:
@@ -287,10 +287,6 @@ def test_who_stumbles_over_its_answer_is_let_go(
     services: Embedded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its sender comes again, instead of waiting for ever."""
-
-    def stumble(*_: object) -> None:
-        raise RuntimeError("a mistake of our own")
-
     app = built(services)
     monkeypatch.setattr(app.hook.tally, "answered", stumble)
     with serving(app, SHORT) as url:
