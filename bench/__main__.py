@@ -74,7 +74,9 @@ def _worker(ground: Ground, size: Size, say: Say) -> Results:
 
 
 def _latency(ground: Ground, size: Size, say: Say) -> Results:
-    return Results(figures=[at_rate(ground, size.rate, size.rate_seconds, say)])
+    return Results(
+        figures=[at_rate(ground, size.rate, size.rate_seconds, say, number) for number in range(size.rounds)]
+    )
 
 
 PARTS: Final[Mapping[str, Part]] = {

@@ -83,8 +83,8 @@ class Way:
     """To the commit: landing, reading, saving."""
 
 
-def at_rate(ground: Ground, rate: float, seconds: float, say: Say) -> Figure:
-    """So many requests a second, by chance, for so long. Raises GroundFailed."""
+def at_rate(ground: Ground, rate: float, seconds: float, say: Say, number: int = 0) -> Figure:
+    """So many requests a second, by chance, for so long; in the round of that number. Raises GroundFailed."""
     stuff = recorded(ground.config, ceil(rate * (WARMUP + seconds)), switches=WITHOUT_PAYMENTS)
     emptied(ground.database_url)
     ground.empty_redis()
@@ -103,8 +103,9 @@ def at_rate(ground: Ground, rate: float, seconds: float, say: Say) -> Figure:
         rss = sum(process.rss_mb() for process in measured)
         found = figure(posts, rows, rate=rate, cpu_ms=cpu, rss_mb=rss)
         found = replace(found, others_share=others.share())
+    say(f"latency: round {number + 1}: p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms")
     _tell(posts, rows, heard, say)
-    return found
+    return replace(found, round=number)
 
 
 def figure(posts: Mapping[str, Post], rows: Mapping[str, Kept], *, rate: float, cpu_ms: float, rss_mb: float) -> Figure:

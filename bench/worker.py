@@ -246,6 +246,8 @@ def _push(redis: Redis, count: int) -> None:
 
 # --- pgbench ---------------------------------------------------------------------------------------------------
 
+# A booking's id is by chance: of one made from its number two clients could insert the same at once, and only one of
+# the two unique indexes can be the one that ON CONFLICT minds.
 _SCRIPT: Final = r"""
 \set booking random(1, :bookings)
 BEGIN;
@@ -253,11 +255,12 @@ INSERT INTO deliveries (id, endpoint, provider, received_at, method, headers, bo
 VALUES (uuidv7(), :endpoint, :provider, now(), 'POST', :headers, :body, 'applied', 1, 1, now())
 RETURNING id AS delivery \gset
 INSERT INTO bookings (id, provider, endpoint, external_id, first_seen_at, changed_at, delivery_id, COLUMNS)
-VALUES (md5(:booking::text)::uuid, :provider, :endpoint, :booking::text, now(), now(), :delivery, VALUES_OF_THEM)
+VALUES (gen_random_uuid(), :provider, :endpoint, :booking::text, now(), now(), :delivery, VALUES_OF_THEM)
 ON CONFLICT (endpoint, external_id) DO UPDATE
-SET changed_at = excluded.changed_at, delivery_id = excluded.delivery_id, UPDATES;
+SET changed_at = excluded.changed_at, delivery_id = excluded.delivery_id, UPDATES
+RETURNING id AS row \gset
 INSERT INTO booking_events (booking_id, delivery_id, position, received_at, event, parser)
-VALUES (md5(:booking::text)::uuid, :delivery, 0, now(), :event, 1);
+VALUES (:row, :delivery, 0, now(), :event, 1);
 END;
 """
 _SAMPLE: Final = r"""
@@ -299,13 +302,15 @@ def transactions(ground: Ground, sample: Mapping[str, str], bookings: int, clien
     """How many pgbench commits a second, with so many connections. Raises GroundFailed."""
     file = ground.folder / "pgbench.sql"
     file.write_text(script(sample), encoding="utf-8")
-    variables = [word for name, value in sample.items() for word in ("-D", f"{name}={value}")]
-    command = [
-        str(Path(ground.server("PostgreSQL").cmdline()[0]).with_name("pgbench")),
-        *("--no-vacuum", "--protocol", "prepared", "--file", str(file)),
-        *("--client", str(clients), "--jobs", "2", "--time", str(PGBENCH_SECONDS)),
-        *("-D", f"bookings={bookings}", *variables, ground.database_url),
-    ]
+    program = Path(ground.server("PostgreSQL").cmdline()[0]).with_name("pgbench")
+    length = ("--client", str(clients), "--jobs", "2", "--time", str(PGBENCH_SECONDS))
+    return committed(program, file, ground.database_url, {**sample, "bookings": str(bookings)}, length)
+
+
+def committed(program: Path, file: Path, url: str, variables: Mapping[str, str], length: Sequence[str]) -> float:
+    """Transactions a second of pgbench with this script. Raises GroundFailed, also where one of them fails."""
+    given = [word for name, value in variables.items() for word in ("-D", f"{name}={value}")]
+    command = [str(program), "--no-vacuum", "--protocol", "prepared", "--file", str(file), *length, *given, url]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (the command is ours)
     found = re.search(r"tps = ([\d.]+)", ended.stdout)
     if ended.returncode != 0 or found is None:

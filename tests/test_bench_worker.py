@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 import psutil
+import psycopg
 import pytest
 from redis import Redis
 from sqlalchemy import Engine
@@ -27,8 +28,9 @@ from bench.latency import WARMUP, Kept, Post, Way, at_rate, figure, ways
 from bench.others import _rest
 from bench.plans import Explained
 from bench.stuff import Stuff, fill, recorded
-from bench.worker import _compare, burst, floor_line, script
+from bench.worker import _compare, burst, committed, floor_line, script
 from console.processes import procfile
+from console.services import Embedded
 from ingest.waiting import GROUP
 from schemas.delivery import INBOX, RawDelivery, new_id, now
 from schemas.endpoints import Config, parse
@@ -98,6 +100,21 @@ def test_pgbench_writes_what_the_sample_has(config: Config) -> None:
     assert ":delivery, :status, :customer_name)" in words
     assert words.rstrip().endswith("END;")
     assert "customer_phone" not in words
+
+
+def test_pgbenchs_clients_may_meet_in_a_new_booking(services: Embedded, database_url: str, tmp_path: Path) -> None:
+    """Each transaction is about one of few that are new, mostly; a client that gives up fails the run."""
+    sample = {"endpoint": "e", "provider": "lockme", "headers": "[]", "body": "b", "event": "{}", "status": "confirmed"}
+    file, onwards = tmp_path / "pgbench.sql", "random(:bookings, :bookings + 60)\n\\set bookings :bookings + 16"
+    file.write_text(script(sample).replace("random(1, :bookings)", onwards), encoding="utf-8")
+    server = services.servers["PostgreSQL"].process
+    assert server is not None
+    program = Path(psutil.Process(server.pid).cmdline()[0]).with_name("pgbench")
+    length = ("--client", "32", "--jobs", "2", "--transactions", "100")
+    assert committed(program, file, database_url, sample | {"bookings": "1"}, length) > 0
+    with psycopg.connect(database_url) as connection:
+        counted = connection.execute("SELECT count(*) FROM booking_events").fetchone()
+    assert counted == (3200,)
 
 
 # --- what is made of it ----------------------------------------------------------------------------------------
