@@ -24,7 +24,7 @@ from schemas.endpoints import load
 from workers.database import engine as make_engine
 from workers.inbox import Inbox
 from workers.job import Done
-from workers.land import take
+from workers.land import arrivals, take
 from workers.pipeline import process
 from workers.tables import bookings, changes, deliveries, events
 
@@ -103,8 +103,11 @@ def test_a_dump_is_restored_and_nothing_that_waited_is_lost(database_url: str, e
             world = World(fresh, list(load(tmp_path / "reservoir.toml", {})))
             with Redis.from_url(new.redis_url) as redis:
                 parts = world.parts
-                jobs = take([late.id], Inbox(redis), world.store, parts.config, parts.providers, NOON)
+                inbox = Inbox(redis)
+                landings = arrivals([late.id], inbox, parts.config, parts.providers, NOON)
+                jobs = take([late.id], landings, inbox, world.store, NOON)
                 fate = process(jobs, parts)[late.id]
+                inbox.tidy()
                 assert not redis.hexists(INBOX, str(late.id))
             assert isinstance(fate, Done)
             assert fate.state is State.APPLIED

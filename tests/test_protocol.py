@@ -185,11 +185,12 @@ def test_what_is_not_goes_to_the_app(request_: bytes, both: Both, redis: redis_p
 @settings(max_examples=50)
 @given(
     names=st.lists(st.sampled_from([*ORDINARY, *ODD]), min_size=1, max_size=3),
+    last=st.sampled_from([LAST, ENDING["http/1.0"], ENDING["http/1.0, kept alive"]]),
     cuts=st.lists(st.floats(0, 1), max_size=4),
 )
-def test_however_the_bytes_are_cut(names: list[str], cuts: list[float], both: Both) -> None:
+def test_however_the_bytes_are_cut(names: list[str], last: bytes, cuts: list[float], both: Both) -> None:
     """Several requests in one packet, or a header in two."""
-    whole = b"".join((*[(ORDINARY | ODD)[name] for name in names], LAST))
+    whole = b"".join((*[(ORDINARY | ODD)[name] for name in names], last))
     ends = sorted({0, len(whole), *(round(cut * len(whole)) for cut in cuts)})
     pieces = [whole[start:end] for start, end in itertools.pairwise(ends)]
     assert conversation(both.short, *pieces) == conversation(both.long, *pieces)
