@@ -18,7 +18,7 @@ from console import queries
 from schemas.delivery import RawDelivery, State, new_id
 from workers.database import workers_engine
 from workers.errors import ProviderUnavailable
-from workers.job import Entry, Findings, Job, Landing, Verdict
+from workers.job import Entry, Findings, Job, Landing, Verdict, fresh_job
 from workers.overdue import overdue
 from workers.provider import Event, Recall
 from workers.replay import Choice, chosen
@@ -46,12 +46,15 @@ class Bystander:
 
     def landed(self, first: int = 0, *, message_id: str | None = None) -> list[Job]:
         """Fresh deliveries in our hands, one about each of the bookings from `first` on."""
-        now = self.history.until
+        landings = self._landings(first, message_id=message_id)
+        return self.store.take(landings, [landing.raw.id for landing in landings], self.history.until)
+
+    def _landings(self, first: int, *, message_id: str | None = None) -> list[Landing]:
         landings = []
         for booking in range(first, first + BATCH):
-            provider = self.history.endpoint(booking).provider
-            landings.append(Landing(raw=self._raw(booking, now), provider=provider, message_id=message_id))
-        return self.store.take(landings, [landing.raw.id for landing in landings], now)
+            raw, provider = self._raw(booking, self.history.until), self.history.endpoint(booking).provider
+            landings.append(Landing(raw=raw, provider=provider, message_id=message_id))
+        return landings
 
     def _raw(self, booking: int, at: datetime) -> RawDelivery:
         return RawDelivery(
@@ -65,16 +68,18 @@ class Bystander:
 
     def save(self, first: int, *, late: bool = False) -> None:
         """One more event for each of so many bookings; those above the history's are new. `late`: older than all."""
-        entries = [
-            Entry(
-                job=job,
-                found=Findings(elements=[self._event(booking, job, late=late)], answers={}),
-                verdict=Verdict(state=None),
-                parser=1,
-            )
-            for booking, job in enumerate(self.landed(first), first)
-        ]
+        entries = [self._entry(booking, job, late=late) for booking, job in enumerate(self.landed(first), first)]
         self.store.save(entries, self.history.until)
+
+    def arrive(self, first: int) -> None:
+        """The same in one step with landing."""
+        jobs = map(fresh_job, self._landings(first))
+        entries = [self._entry(booking, job, late=False) for booking, job in enumerate(jobs, first)]
+        self.store.arrive(entries, self.history.until)
+
+    def _entry(self, booking: int, job: Job, *, late: bool) -> Entry:
+        found = Findings(elements=[self._event(booking, job, late=late)], answers={})
+        return Entry(job=job, found=found, verdict=Verdict(state=None), parser=1)
 
     def _event(self, booking: int, job: Job, *, late: bool) -> Event:
         version = "" if late else self.history.until.isoformat()
@@ -104,6 +109,10 @@ def _away(one: Bystander) -> None:
     one.store.let_go(one.landed(), ProviderUnavailable(), one.history.until)
 
 
+def _given_back(one: Bystander) -> None:
+    one.store.give_back(one.landed(), one.history.until)
+
+
 def _acknowledged(one: Bystander) -> None:
     jobs = one.landed()
     one.store.acknowledge_again({job.raw.id: one.history.until for job in jobs})
@@ -123,10 +132,13 @@ WORK: Final[Mapping[str, Callable[[Bystander], Any]]] = {
     "sweep": lambda one: one.sweep(),
     "hold 64 that are due": lambda one: one.again(),
     "let 64 go": _away,
+    "give 64 back": _given_back,
     "acknowledge 64": _acknowledged,
     "told before": lambda one: one.store.told_before(one.landed(message_id="4")),
     "recall": lambda one: one.recall(),
     "wake what waits for an API": _wake,
+    "land and save 64 of new bookings in one step": lambda one: one.arrive(one.history.bookings + BATCH),
+    "land and save the next event of 64 bookings in one step": lambda one: one.arrive(2 * BATCH),
     "save 64 of new bookings": lambda one: one.save(one.history.bookings),
     "save the next event of 64 bookings": lambda one: one.save(0),
     "save a late event of 64 bookings": lambda one: one.save(BATCH, late=True),

@@ -183,6 +183,12 @@ def _new_number() -> int:
     return (tick >> 12) << 80 | 7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | _chance.getrandbits(62)
 
 
+def first_id_after(moment: datetime) -> UUID:
+    """Above every id of this moment's millisecond and of those before, and below all later ones."""
+    milliseconds = (moment - EPOCH) // timedelta(milliseconds=1) + 1
+    return UUID(int=milliseconds << 80)
+
+
 def now() -> datetime:
     """The present moment, UTC."""
     return datetime.now(UTC)

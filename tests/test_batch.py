@@ -35,9 +35,9 @@ from workers.errors import AwaitingBooking, DatabaseTrouble, OurFault, Park, Pro
 from workers.flower import Outcome
 from workers.greed import MOST, MOST_ASKING, filled_up
 from workers.inbox import Inbox
-from workers.job import ComesBack, Done, Landing
-from workers.land import take
-from workers.pipeline import AT_ONCE, process
+from workers.job import ComesBack, Done, Job, Landing
+from workers.land import arrivals, take
+from workers.pipeline import AT_ONCE, BEGUN, MOST_BEGUN, process
 from workers.provider import Answer, Call, Element, Event, Incoming, Provider
 from workers.registry import discover
 from workers.statements import Asked
@@ -62,6 +62,12 @@ def batch(world: World, *raws: RawDelivery) -> list[Any]:
     world.land(*raws)
     fates = world.batch(*(raw.id for raw in raws))
     return [fates.get(raw.id) for raw in raws]
+
+
+def taken(world: World, ids: Sequence[UUID], inbox: Inbox, store: Store) -> list[Job]:
+    """What a worker gets hold of that was told these ids."""
+    now = world.clock()
+    return take(ids, arrivals(ids, inbox, world.config, world.providers, now), inbox, store, now)
 
 
 def workshop(store: Store, world: World, redis: Redis) -> Workshop:
@@ -201,6 +207,53 @@ def test_waking_what_a_worker_holds_counts_no_attempt_below_none(world: World) -
     assert world.delivery(raw.id).attempts == 0
 
 
+class Died(BaseException):
+    """A worker's end, as far as a test can have it: nothing is written any more."""
+
+
+def deadly() -> Provider:
+    """Timekit, and whoever reads one body of it dies."""
+
+    def normalize(incoming: Incoming) -> Sequence[Element]:
+        if incoming.delivery.body == b"deadly":
+            raise Died
+        return [Event(external_id=incoming.delivery.body.decode(), said={})]
+
+    return replace(discover()["timekit"], normalize=normalize)
+
+
+def test_what_kills_goes_alone_and_is_parked(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Its neighbours die with it twice; after that nobody does but who works on it alone."""
+    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
+    raws = [request("studio", word.encode()) for word in ("one", "deadly", "two")]
+    ids, deaths = [raw.id for raw in raws], 0
+    world.land(*raws)
+    while world.delivery(ids[1]).state == State.RECEIVED and deaths < 20:
+        try:
+            world.batch(*ids)
+        except Died:
+            deaths += 1
+            world.clock.forward(seconds=LEASE.total_seconds())
+    assert deaths == MOST_BEGUN
+    assert world.verdict(ids[1]) == (State.PARKED, "never-ended")
+    others = [world.delivery(one) for one in (ids[0], ids[2])]
+    assert [row.state for row in others] == [State.APPLIED] * 2
+    assert [row.attempts for row in others] == [BEGUN + 1] * 2
+    alone = [record.msg for record in caplog.records if record.msg["event"] == "begun-again"]
+    assert {line["delivery"] for line in alone} == set(ids)
+
+
+def test_one_that_comes_in_with_a_suspect_goes_before_it(engine: Engine) -> None:
+    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
+    bad, good = request("studio", b"deadly"), request("studio", b"good")
+    world.land(bad, good)
+    world.change(bad.id, attempts=BEGUN)
+    with pytest.raises(Died):
+        world.batch(bad.id, good.id)
+    assert world.verdict(good.id) == (State.APPLIED, None)
+    assert world.delivery(bad.id).attempts == BEGUN + 1
+
+
 def touchy() -> Provider:
     """Timekit with a file that lets through what PostgreSQL cannot hold, and what our own fold stumbles over."""
 
@@ -235,7 +288,7 @@ def test_one_that_cannot_land_stays_in_the_inbox_and_keeps_nobody_else_there(wor
             return super().take(landings, *args)
 
     store, inbox = Refuses(world.engine), Inbox(redis)
-    jobs = take([bad.id, good.id], inbox, store, world.config, world.providers, world.clock())
+    jobs = taken(world, [bad.id, good.id], inbox, store)
     assert [job.raw.id for job in jobs] == [good.id]
     assert redis.hlen(INBOX) == 2  # nobody waits for a disk to forget what is safe elsewhere
     inbox.tidy()
@@ -283,12 +336,12 @@ def test_what_has_landed_is_worked_on_though_the_others_cannot_be_taken(
             return super()._run(asked)
 
     store, inbox = Stumbles(world.engine), Inbox(redis)
-    jobs = take([fresh.id, old.id], inbox, store, world.config, world.providers, world.clock())
+    jobs = taken(world, [fresh.id, old.id], inbox, store)
     assert [job.raw.id for job in jobs] == [fresh.id]
     (line,) = [record.msg for record in caplog.records if record.name == "reservoir"]
     assert (line["event"], line["first"], line["reason"]) == ("not-taken", old.id, "database-trouble")
     with pytest.raises(DatabaseTrouble):
-        take([old.id], inbox, store, world.config, world.providers, world.clock())
+        taken(world, [old.id], inbox, store)
     assert world.store.claim(old.id, world.clock()) is not None
 
 

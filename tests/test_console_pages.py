@@ -22,8 +22,9 @@ from tests.open_console import world as world
 from tests.serving import free_port
 from tests.world import VENUES, Clock, Script, Step, World, request, tell
 from workers.errors import MessageGone
+from workers.inbox import SETTLED
 from workers.overdue import overdue
-from workers.sweep import PATIENCE, SETTLED
+from workers.sweep import PATIENCE
 from workers.tables import audit, deliveries, incidents
 
 PAGES = ("/", "/deliveries", "/bookings", "/bookings?all=yes", "/bookings?undated=yes", "/day", "/parked", "/audit")

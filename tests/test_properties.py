@@ -360,12 +360,13 @@ def stories(draw: st.DrawFn, provider: str) -> Story:
     return Story(requests, draw(st.permutations(range(len(requests)))), lines)
 
 
-def world_of(story: Story, engine: Engine, provider: str) -> World:
+def world_of(story: Story, engine: Engine, provider: str, *, landed: bool = True) -> World:
     """An empty installation in which everything has just been received."""
     world = World(engine, [VENUES[provider]], script=Script(dict(story.lines)))
     world.clock.now = max(raw.received_at for raw in story.requests)
     world.forget()
-    world.land(*story.requests)
+    if landed:
+        world.land(*story.requests)
     return world
 
 
@@ -523,7 +524,8 @@ def test_a_body_that_was_seen_before_still_counts(
 def test_a_batch_leaves_what_the_same_deliveries_leave_one_by_one(
     shared: Engine, provider: str, data: st.DataObject
 ) -> None:
-    """The same rows, events, changes and states, whatever order they are taken in, and with bad ones among them."""
+    """The same rows, events, changes and states, whatever order they are taken in, and with bad ones among them; and
+    the same when they land with what they say."""
     story = data.draw(stories(provider))
     bad = [request(VENUES[provider].name, b"{", at=NOON + timedelta(seconds=n), headers=BAD) for n in range(2)]
     story = replace(
@@ -541,6 +543,17 @@ def test_a_batch_leaves_what_the_same_deliveries_leave_one_by_one(
     world = world_of(story, shared, provider)
     for start in range(0, len(story.ids), size):
         world.batch(*story.ids[start : start + size])
+    assert left(world, story) == one_by_one
+    world.settle()
+    assert left(world, story) == settled
+
+    world = world_of(story, shared, provider, landed=False)
+    requests = {raw.id: raw for raw in story.requests}
+    for start in range(0, len(story.ids), size):
+        ids = story.ids[start : start + size]
+        if world.arrive(*(requests[one] for one in ids)) is None:
+            world.land(*(requests[one] for one in ids))
+            world.batch(*ids)
     assert left(world, story) == one_by_one
     world.settle()
     assert left(world, story) == settled

@@ -18,9 +18,10 @@ from schemas.endpoints import Endpoint
 from tests.commands import Command, Done, run
 from tests.world import NOON, VENUES, Script, Step, World, request, tell
 from workers.errors import MessageGone
+from workers.inbox import SETTLED
 from workers.overdue import overdue
 from workers.store import LEASE
-from workers.sweep import PATIENCE, SETTLED
+from workers.sweep import PATIENCE
 
 LOCKME = VENUES["lockme"]
 READ = "/message/90005"

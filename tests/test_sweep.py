@@ -28,12 +28,12 @@ from tests.lines import logged
 from workers.app import HOUSEKEEPING, app, broker_url
 from workers.database import engine as make_engine
 from workers.errors import DatabaseTrouble, ProviderUnavailable
-from workers.inbox import Inbox
+from workers.inbox import SETTLED, Inbox
 from workers.job import ComesBack
 from workers.land import land
 from workers.overdue import overdue
 from workers.store import LEASE, Store
-from workers.sweep import GROUP, MOST, PATIENCE, SETTLED, SHARE, sweep
+from workers.sweep import GROUP, MOST, PATIENCE, SHARE, sweep
 
 
 @pytest.fixture

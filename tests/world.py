@@ -27,9 +27,9 @@ from schemas.endpoints import Config, Endpoint
 from workers.database import engine as make_engine
 from workers.errors import ProviderUnavailable
 from workers.fold import Said
-from workers.job import Fate, Job
+from workers.job import Fate, Job, fresh_job
 from workers.land import landing
-from workers.pipeline import Parts, process
+from workers.pipeline import Parts, process, straight
 from workers.provider import Answer, Call, Event, Provider
 from workers.reading import storable
 from workers.registry import discover
@@ -161,6 +161,12 @@ class World:
         """Works on each request by the worker that lands it, one after the other."""
         return [process(self.taken(raw), self.parts).get(raw.id) for raw in raws]
 
+    def arrive(self, *raws: RawDelivery) -> dict[UUID, Fate] | None:
+        """What one task does with requests that have not landed, if it can do it in one step."""
+        now = self.clock()
+        jobs = [fresh_job(landing(raw.id, raw.pack(), self.config, self.providers, now)) for raw in raws]
+        return straight(jobs, self.parts)
+
     def taken(self, raw: RawDelivery) -> list[Job]:
         """What a worker holds that finds a request in the inbox."""
         now = self.clock()
@@ -172,7 +178,8 @@ class World:
             return list(pool.map(self.work, ids))
 
     def settle(self, rounds: int = 10) -> None:
-        """Lets time go by until nothing is open any more, or for so many rounds."""
+        """Works on what is due, and lets time go by where nothing is, until nothing is open any more, or for so many
+        rounds."""
         for _ in range(rounds):
             with self.engine.connect() as connection:
                 due = select(deliveries.c.id, deliveries.c.next_attempt_at).where(
@@ -182,8 +189,10 @@ class World:
                 left = connection.execute(due.order_by(deliveries.c.next_attempt_at, deliveries.c.id)).all()
             if not left:
                 return
-            self.clock.now = max(self.clock.now, *(row.next_attempt_at for row in left))
-            for row in left:
+            due = [row for row in left if row.next_attempt_at <= self.clock.now]
+            if not due:
+                self.clock.now = max(row.next_attempt_at for row in left)
+            for row in due or left:
                 self.work(row.id)
 
     def once_more(self, delivery_id: UUID) -> Fate | None:

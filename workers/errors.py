@@ -74,6 +74,12 @@ class OurFault(Park):
     reason = "internal-error"
 
 
+class NeverEnded(Park):
+    """It was begun again and again, alone, and whoever worked on it died."""
+
+    reason = "never-ended"
+
+
 class GaveUp(Park):
     """It was tried for 24 hours."""
 

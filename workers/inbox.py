@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -14,6 +15,8 @@ from redis.exceptions import RedisError
 from schemas.delivery import INBOX, Malformed, RawDelivery
 from schemas.logs import log
 
+SETTLED: Final = timedelta(seconds=10)
+"""A request this old whose queue is empty was not nudged, or its nudge was lost, and the sweeper nudges it."""
 AT_ONCE: Final = 32
 """Requests in one answer of Redis, which may be a mebibyte each: meanwhile it answers no receiver."""
 

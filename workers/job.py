@@ -43,6 +43,18 @@ class Job:
     acknowledge_attempt: int = 1
 
 
+def fresh_job(landing: Landing) -> Job:
+    """What has just landed, or is about to, as its worker holds it."""
+    return Job(
+        raw=landing.raw,
+        provider=landing.provider,
+        state=State.RECEIVED,
+        attempt=1,
+        fresh=True,
+        message_id=landing.message_id,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
     """What a delivery was found to say, and what kept us from finding more."""

@@ -7,15 +7,15 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from schemas.delivery import RawDelivery
+from schemas.delivery import RawDelivery, first_id_after
 from schemas.endpoints import Config
 from schemas.logs import about, log
 from workers.errors import DeliveryError, Park
-from workers.inbox import Inbox, unpacked
+from workers.inbox import SETTLED, Inbox, unpacked
 from workers.job import Job, Landing
 from workers.pipeline import guarded
 from workers.provider import Provider
-from workers.store import Store
+from workers.store import PIECE, Store
 
 NOBODY: Final = "unknown"
 """In place of a provider, where no endpoint of that name is configured."""
@@ -37,47 +37,47 @@ def land(
     inbox.forget(delivery_id)
 
 
+def arrivals(
+    delivery_ids: Sequence[UUID], inbox: Inbox, config: Config, providers: Mapping[str, Provider], now: datetime
+) -> list[Landing]:
+    """Those of these requests that are still in the inbox."""
+    packed = inbox.get_all(delivery_ids)
+    return [landing(one, packed[one], config, providers, now) for one in delivery_ids if one in packed]
+
+
+def are_new(delivery_ids: Sequence[UUID], landings: Sequence[Landing], now: datetime) -> bool:
+    """Whether nobody should have tried one of them before, and one statement takes them all: each is in the inbox, and
+    younger than what the sweeper looks for."""
+    if len(landings) < len(delivery_ids) or sum(len(one.raw.body) for one in landings) > PIECE:
+        return False
+    first = first_id_after(now - SETTLED)
+    return all(one >= first and one.version == 7 for one in delivery_ids)
+
+
 def take(
-    delivery_ids: Sequence[UUID],
-    inbox: Inbox,
-    store: Store,
-    config: Config,
-    providers: Mapping[str, Provider],
-    now: datetime,
+    delivery_ids: Sequence[UUID], landings: Sequence[Landing], inbox: Inbox, store: Store, now: datetime
 ) -> list[Job]:
     """Lands what is still in the inbox, and takes hold of all that is due; what has landed is left to be tidied up. One
     that cannot land stays in the inbox, and keeps nobody else from it."""
-    packed = inbox.get_all(delivery_ids)
-    landings = [landing(one, packed[one], config, providers, now) for one in delivery_ids if one in packed]
     try:
         jobs = store.take(landings, delivery_ids, now)
     except Park as error:
         if len(delivery_ids) == 1:
             raise
         log.warning("one-by-one", step="land", deliveries=len(delivery_ids), first=delivery_ids[0], error=str(error))
-        endpoints = {one.raw.id: one.raw.endpoint for one in landings}
-        jobs = []
-        for one in delivery_ids:
-            with about(delivery=one, endpoint=endpoints.get(one)):
-                jobs += _alone(one, inbox, store, config, providers, now)
-        return jobs
-    inbox.landed(*packed)
+        own = {one.raw.id: [one] for one in landings}
+        return [job for one in delivery_ids for job in _alone(one, own.get(one, []), inbox, store, now)]
+    inbox.landed(*(one.raw.id for one in landings))
     return jobs
 
 
-def _alone(
-    delivery_id: UUID,
-    inbox: Inbox,
-    store: Store,
-    config: Config,
-    providers: Mapping[str, Provider],
-    now: datetime,
-) -> list[Job]:
-    try:
-        return take([delivery_id], inbox, store, config, providers, now)
-    except Park as error:
-        log.error("not-landed", error=str(error))
-        return []
+def _alone(delivery_id: UUID, landings: Sequence[Landing], inbox: Inbox, store: Store, now: datetime) -> list[Job]:
+    with about(delivery=delivery_id, endpoint=landings[0].raw.endpoint if landings else None):
+        try:
+            return take([delivery_id], landings, inbox, store, now)
+        except Park as error:
+            log.error("not-landed", error=str(error))
+            return []
 
 
 def landing(

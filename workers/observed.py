@@ -64,21 +64,27 @@ class Store(PlainStore):
     def save(self, entries: Sequence[Entry], now: datetime) -> list[Saved | None]:
         began = time.time_ns()
         saved = super().save(entries, now)
-        told = [one for one in saved if one is not None and one.state is not None]
-        for one in told:
-            _count(one, now)
-        if collected := traces():
-            ended = time.time_ns()
-            for one in told:
-                reason = one.entry.verdict.reason
-                about: Attributes = {
-                    "reservoir.state": str(one.state),
-                    "reservoir.reason": reason or "",
-                    BATCH: len(entries),
-                }
-                failure = reason if one.state in (State.PARKED, State.RETRYING) else None
-                collected.step(SAVE, one.entry.job.raw.id, began, ended, about, failure)
+        _tell([one for one in saved if one is not None and one.state is not None], len(entries), began, now)
         return saved
+
+    def arrive(self, entries: Sequence[Entry], now: datetime) -> list[Saved]:
+        began = time.time_ns()
+        saved = super().arrive(entries, now)
+        _tell(saved, len(entries), began, now)
+        return saved
+
+
+def _tell(saved: Sequence[Saved], batch: int, began: int, now: datetime) -> None:
+    """These were saved, among so many, from that time (nanoseconds) until now."""
+    for one in saved:
+        _count(one, now)
+    if collected := traces():
+        ended = time.time_ns()
+        for one in saved:
+            reason = one.entry.verdict.reason
+            about: Attributes = {"reservoir.state": str(one.state), "reservoir.reason": reason or "", BATCH: batch}
+            failure = reason if one.state in (State.PARKED, State.RETRYING) else None
+            collected.step(SAVE, one.entry.job.raw.id, began, ended, about, failure)
 
 
 def _count(saved: Saved, now: datetime) -> None:

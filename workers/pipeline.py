@@ -23,9 +23,12 @@ from schemas.delivery import OPEN, State
 from schemas.endpoints import Config, Endpoint
 from schemas.logs import about, log
 from workers.errors import (
+    Again,
     AwaitingBooking,
+    DatabaseTrouble,
     DeliveryError,
     Malformed,
+    NeverEnded,
     OurFault,
     Overtaken,
     Park,
@@ -51,6 +54,10 @@ LEFT_ALONE: Final = timedelta(seconds=25)
 """When somebody looks again at what could not even be written: when the lease ends."""
 AT_ONCE: Final = 16
 """So many questions of one batch are asked at a time."""
+BEGUN: Final = 2
+"""A delivery that was begun more often and never came to a verdict may kill whoever works on it: it goes alone."""
+MOST_BEGUN: Final = 10
+"""So often one is begun that never comes to a verdict."""
 _INT4: Final = range(-(2**31), 2**31)
 
 Asks = Callable[[Call], Answer]
@@ -63,7 +70,9 @@ class Keeps(Protocol):
     def told_before(self, jobs: Sequence[Job]) -> Mapping[UUID, Mapping[str, Answer]]: ...
     def recall(self, asked: Sequence[tuple[Job, Recall]]) -> list[list[dict[str, Any]]]: ...
     def save(self, entries: Sequence[Entry], now: datetime) -> list[Saved | None]: ...
+    def arrive(self, entries: Sequence[Entry], now: datetime) -> list[Saved]: ...
     def let_go(self, jobs: Collection[Job], error: DeliveryError, now: datetime) -> None: ...
+    def give_back(self, jobs: Collection[Job], now: datetime) -> None: ...
     def acknowledged(self, jobs: Collection[Job], now: datetime) -> None: ...
     def acknowledge_again(self, when: Mapping[UUID, datetime | None]) -> None: ...
     def reachable(self) -> bool: ...
@@ -103,6 +112,25 @@ def process(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate]:
         found = parts.meaning(error)
     away = ComesBack(at=parts.clock() + LEFT_ALONE, error=found)  # nothing can be written now, and the lease ends
     return {job.raw.id: away for job in left} | batch.fates
+
+
+def straight(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate] | None:
+    """Deliveries that have not landed yet, and ask nobody, land together with what they say; what becomes of each.
+
+    None: nothing was written, because something about them is out of the ordinary. They land first then, one step after
+    the other, and each has a fate of its own (docs/decisions/0011-landed-with-what-it-says.md).
+
+    Raises DatabaseTrouble while PostgreSQL is away, and ProviderUnavailable where the task's time is over.
+    """
+    try:
+        return _Batch(parts, until=parts.clock()).straight(jobs)
+    except Exception as error:  # noqa: BLE001  whatever it is, it shows again on the other way, and is told there
+        found = parts.meaning(error)
+    out_of_time = isinstance(found, ProviderUnavailable)  # nobody was asked
+    if out_of_time or (isinstance(found, DatabaseTrouble) and not parts.store.reachable()):
+        raise found
+    log.info("not-straight", reason=found.reason, error=str(found), **_named(jobs))
+    return None
 
 
 def _stopped(jobs: Sequence[Job], parts: Parts, trouble: DeliveryError, *, alone: bool) -> dict[UUID, Fate]:
@@ -218,7 +246,22 @@ class _Batch:
     """Whether anybody may be asked now."""
 
     def through(self, jobs: Sequence[Job]) -> None:
-        """The whole way."""
+        """The whole way. What may kill us goes last, alone, and one in a task: nobody else counts what it does. Of
+        several the one that was begun least goes first, which is the least likely to do so."""
+        suspects = [job for job in jobs if job.state is State.RECEIVED and job.attempt > BEGUN]
+        suspects.sort(key=lambda job: job.attempt)
+        suspected = {job.raw.id for job in suspects}
+        self._give_back(suspects[1:])
+        if sound := [job for job in jobs if job.raw.id not in suspected]:
+            self._together(sound)
+        for job in suspects[:1]:
+            if job.attempt > MOST_BEGUN:
+                self.save([_aside(job, self.parts, NeverEnded(f"begun {MOST_BEGUN} times"))])
+            else:
+                log.warning("begun-again", times=job.attempt - 1, **_named([job]))
+                self._together([job])
+
+    def _together(self, jobs: Sequence[Job]) -> None:
         known, strangers = self._introduced(jobs)
         if strangers:  # without the endpoint there is no way to tell anybody
             self.parts.store.acknowledge_again({job.raw.id: None for job in strangers})
@@ -232,6 +275,18 @@ class _Batch:
             for wave in _waves([passage for passage in known if passage.job.state in OPEN]):
                 told += self._settle(wave)
             self._acknowledge(told)
+
+    def straight(self, jobs: Sequence[Job]) -> dict[UUID, Fate] | None:
+        """See the function of that name."""
+        known, strangers = self._introduced(jobs)
+        if strangers or any(one.may_ask or one.farewell for one in known) or len(_waves(known)) > 1:
+            return None
+        before = self.parts.store.told_before([one.job for one in known])
+        entries = self._found(known, before)
+        if any(entry.found.trouble for entry in entries):
+            return None
+        arrived = self.parts.store.arrive(entries, self.parts.clock())
+        return {one.entry.job.raw.id: _fate(one) for one in arrived}
 
     def _introduced(self, jobs: Sequence[Job]) -> tuple[list[_Passage], list[Job]]:
         known, strangers = [], []
@@ -297,6 +352,12 @@ class _Batch:
             _entry(one, one.repeated(before[one.job.raw.id])) if one.job.raw.id in before else entry
             for one, entry in found
         ]
+
+    def _give_back(self, jobs: Sequence[Job]) -> None:
+        if jobs:
+            now, error = self.parts.clock(), Again("another one like it goes first", reason="begun-again")
+            self.parts.store.give_back(jobs, now)
+            self.fates |= {job.raw.id: ComesBack(at=now, error=error) for job in jobs}
 
     def _let_go(self, jobs: Sequence[Job]) -> None:
         if jobs:

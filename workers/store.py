@@ -8,7 +8,9 @@ delivery is `workers.retry`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -36,7 +38,7 @@ from workers import database
 from workers.bookings import CHANGING, Effect, Sheet, Telling, booking_id, near
 from workers.errors import AwaitingBooking, DeliveryError, Overtaken
 from workers.fold import Said
-from workers.job import Entry, Job, Landing, Saved
+from workers.job import Entry, Job, Landing, Saved, fresh_job
 from workers.provider import Answer, Recall
 from workers.rows import among, given, inserted, one_of, updated
 from workers.statements import Asked, Session, Statement, alone, transaction
@@ -68,6 +70,15 @@ LAND: Final = Statement(
     .returning(deliveries.c.id)
 )
 
+_SETTLING: Final = [
+    *("provider", "state", "reason", "error", "attempts", "next_attempt_at", "lookup", "parser"),
+    *("applied_at", "acknowledge_at", "acknowledge_attempts"),
+]
+ARRIVE: Final = Statement(
+    inserted(deliveries, ["id", "endpoint", "received_at", "method", "headers", "body", "message_id", *_SETTLING])
+)
+"""Fails where one of them has landed: then all of it is undone."""
+
 # Held in the order of their ids: two workers may have been sent the same ones.
 _LOCKED: Final = select(deliveries.c.id).where(among(deliveries.c.id)).order_by(deliveries.c.id).with_for_update()
 _TAKEN: Final = update(deliveries).where(deliveries.c.id.in_(select(_LOCKED.cte("held").c.id))).returning(*deliveries.c)
@@ -91,6 +102,11 @@ LET_GO: Final = Statement(
         error=bindparam("told", type_=Text()),
         next_attempt_at=NOW,
     )
+)
+GIVE_BACK: Final = Statement(
+    update(deliveries)
+    .where(among(deliveries.c.id), one_of(deliveries.c.state, OPEN))
+    .values(attempts=func.greatest(deliveries.c.attempts - 1, 0), next_attempt_at=NOW)
 )
 
 TOLD_BEFORE: Final = Statement(
@@ -129,13 +145,7 @@ HOLD: Final = Statement(
     .order_by(deliveries.c.id)
     .with_for_update()
 )
-SETTLED: Final = given(
-    deliveries,
-    [
-        *("id", "provider", "state", "reason", "error", "attempts", "next_attempt_at", "lookup", "parser"),
-        *("applied_at", "acknowledge_at", "acknowledge_attempts"),
-    ],
-)
+SETTLED: Final = given(deliveries, ["id", *_SETTLING])
 SETTLE: Final = Statement(
     update(deliveries)
     .where(deliveries.c.id == SETTLED.c.id)
@@ -205,7 +215,7 @@ class Store:
         """Puts raw requests into `deliveries`, and takes hold of those and of all others that are due, in the order
         of the ids. See `claim_all`."""
         fresh = self._landed(landings, attempts=1, due=now + LEASE)
-        jobs = {landing.raw.id: _job_of(landing) for landing in landings if landing.raw.id in fresh}
+        jobs = {landing.raw.id: fresh_job(landing) for landing in landings if landing.raw.id in fresh}
         try:
             for claim in (CLAIM, CLAIM_TO_TELL):
                 left = sorted(one for one in delivery_ids if one not in jobs)
@@ -222,7 +232,8 @@ class Store:
         """The ids of those that were not there yet."""
 
         def asked(piece: Sequence[Landing]) -> Asked:
-            return LAND(rows=as_json([_landing_row(one, attempts, due) for one in piece]))
+            held = {"attempts": attempts, "next_attempt_at": due}
+            return LAND(rows=as_json([{**_raw_row(one), "origin": one.origin, **held} for one in piece]))
 
         pieces = _pieces(sorted(landings, key=lambda landing: landing.raw.id))
         if not pieces:
@@ -246,6 +257,10 @@ class Store:
     def let_go(self, jobs: Collection[Job], error: DeliveryError, now: datetime) -> None:
         """Makes due again what was held and not begun; that was no attempt."""
         self._run(LET_GO(ids=_ids(jobs), why=error.reason, told=str(error), now=now))
+
+    def give_back(self, jobs: Collection[Job], now: datetime) -> None:
+        """As if they had not been taken."""
+        self._run(GIVE_BACK(ids=_ids(jobs), now=now))
 
     # --- questions ---
 
@@ -300,10 +315,25 @@ class Store:
         because what was recalled is not all any more: so of two workers who meet in a booking the second one knows of
         the first.
         """
-        saved, named = self._transaction(lambda session: _saved(session, entries, now))
-        for endpoint in sorted(named):
+        tally = self._transaction(lambda session: _saved(session, entries, now))
+        self._wake_namesakes(tally, now)
+        return tally.saved
+
+    def arrive(self, entries: Sequence[Entry], now: datetime) -> list[Saved]:
+        """Lands deliveries together with what they say: `land` and `save` in one transaction, and one row written once.
+
+        Raises DeliveryError, and nothing is written, where one of them has landed already, or one of them cannot be
+        saved; Overtaken where what was recalled is not all any more.
+        """
+        raws = [_raw_row(entry.job) for entry in entries]  # while no booking is locked yet
+        tally = self._transaction(lambda session: _arrived(session, entries, raws, now))
+        self._wake_namesakes(tally, now)
+        return [one for one in tally.saved if one is not None]
+
+    def _wake_namesakes(self, tally: _Tally, now: datetime) -> None:
+        """Who waits for a booking whose code has become known."""
+        for endpoint in sorted(tally.named):
             self.wake(endpoint, [AwaitingBooking.reason], now)
-        return saved
 
     def wake(self, endpoint: str, reasons: Collection[str], now: datetime) -> int:
         """Makes due what waits at this endpoint for one of these reasons; how many. Rows that somebody writes at this
@@ -348,64 +378,76 @@ def _pieces(landings: Iterable[Landing]) -> list[list[Landing]]:
     return pieces
 
 
-def _landing_row(landing: Landing, attempts: int, due: datetime) -> dict[str, Any]:
-    raw = landing.raw
+def _raw_row(one: Landing | Job) -> dict[str, Any]:
+    """What a row keeps of the request itself."""
+    raw = one.raw
     return {
         "id": raw.id,
         "endpoint": raw.endpoint,
-        "provider": landing.provider,
-        "origin": landing.origin,
+        "provider": one.provider,
         "received_at": raw.received_at,
         "method": raw.method,
         "headers": raw.headers,
         "body": "\\x" + raw.body.hex(),
-        "message_id": landing.message_id,
-        "attempts": attempts,
-        "next_attempt_at": due,
+        "message_id": one.message_id,
     }
-
-
-def _job_of(landing: Landing) -> Job:
-    """What has just landed, as its worker holds it."""
-    return Job(
-        raw=landing.raw,
-        provider=landing.provider,
-        state=State.RECEIVED,
-        attempt=1,
-        fresh=True,
-        message_id=landing.message_id,
-    )
 
 
 # --- the save --------------------------------------------------------------------------------------------------
 
 
-def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> tuple[list[Saved | None], set[str]]:
-    """What became of each entry, and the endpoints where the code of a booking became known."""
+@dataclass(slots=True)
+class _Tally:
+    """What becomes of the entries of one save."""
+
+    saved: list[Saved | None] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """The endpoints where the code of a booking became known."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of `deliveries`, as far as a save writes them."""
+
+    def tell(self, sheet: Sheet, entry: Entry, now: datetime) -> None:
+        """Lets a delivery say what it says. Raises Overtaken, and it has said nothing."""
+        written, effects = _told(sheet, entry)
+        row = _settled(written, effects, now)
+        self.rows.append(row)
+        self.saved.append(Saved(entry=written, state=State(row["state"])))
+        if Effect.NAMED in effects:
+            self.named.add(entry.job.raw.endpoint)
+
+
+def _saved(session: Session, entries: Sequence[Entry], now: datetime) -> _Tally:
+    """In a transaction: what the deliveries of these entries say, and what becomes of their rows."""
     held = session.send(HOLD(ids=_ids(entry.job for entry in entries)))
-    sheet = Sheet(session, [telling for entry in entries if (telling := _telling(entry)) is not None])
+    sheet, tally = Sheet(session, _tellings(entries)), _Tally()
     found = {row.id: row for row in held}
-    saved: list[Saved | None] = []
-    named: set[str] = set()
-    rows = []
     for entry in entries:
         if not _is_held(entry.job, found.get(entry.job.raw.id)):
-            saved.append(Saved(entry=entry, state=None))
+            tally.saved.append(Saved(entry=entry, state=None))
             continue
         try:
-            written, effects = _told(sheet, entry)
+            tally.tell(sheet, entry, now)
         except Overtaken:
-            saved.append(None)
-            continue
-        row = _settled(written, effects, now)
-        rows.append(row)
-        saved.append(Saved(entry=written, state=State(row["state"])))
-        if Effect.NAMED in effects:
-            named.add(entry.job.raw.endpoint)
+            tally.saved.append(None)
     sheet.write()
-    if rows:
-        session.send(SETTLE(rows=as_json(rows)))
-    return saved, named
+    if tally.rows:
+        session.send(SETTLE(rows=as_json(tally.rows)))
+    return tally
+
+
+def _arrived(session: Session, entries: Sequence[Entry], raws: Sequence[dict[str, Any]], now: datetime) -> _Tally:
+    """The same for deliveries without a row, which is made. Raises Overtaken."""
+    sheet, tally = Sheet(session, _tellings(entries)), _Tally()
+    for entry in entries:
+        tally.tell(sheet, entry, now)
+    rows = [{**raw, **row, "attempts": 1 - row["attempts"]} for raw, row in zip(raws, tally.rows, strict=True)]
+    session.send(ARRIVE(rows=as_json(sorted(rows, key=itemgetter("id")))))  # before the events, which belong to them
+    sheet.write()
+    return tally
+
+
+def _tellings(entries: Iterable[Entry]) -> list[Telling]:
+    return [telling for entry in entries if (telling := _telling(entry)) is not None]
 
 
 def _is_held(job: Job, row: Any | None) -> bool:

@@ -30,17 +30,15 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from schemas.delivery import EPOCH, INBOX, PROCESS
+from schemas.delivery import INBOX, PROCESS, first_id_after
 from schemas.endpoints import Config
 from schemas.logs import log
 from workers.app import HOUSEKEEPING, app
 from workers.database import reachable
-from workers.inbox import Inbox
+from workers.inbox import SETTLED, Inbox
 from workers.overdue import overdue
 from workers.store import Store
 
-SETTLED: Final = timedelta(seconds=10)
-"""A request this old whose queue is empty was not nudged, or its nudge was lost."""
 PATIENCE: Final = timedelta(seconds=20)
 """So long a nudge may take to be taken up from a queue that is idle."""
 GROUP: Final = 64
@@ -160,7 +158,7 @@ def _lost(redis: Redis, config: Config, yard: _Yard, now: datetime) -> list[Nudg
     if not yard.idle or not yard.size:
         return []
     found = defaultdict[str, list[UUID]](list)
-    for field, endpoint in _walk(redis, yard, yard.busy(config), before=_first_id_after(now - SETTLED)):
+    for field, endpoint in _walk(redis, yard, yard.busy(config), before=first_id_after(now - SETTLED)):
         identity = _id(field)
         queue = queue_of(config, endpoint)
         if identity is None:
@@ -182,11 +180,6 @@ def _walk(redis: Redis, yard: _Yard, busy: Collection[str], *, before: UUID) -> 
         if cursor == b"0" or handed_out >= MOST or seen >= max(WALK, yard.size // SHARE):
             break
     redis.set(PLACE, cursor)
-
-
-def _first_id_after(moment: datetime) -> UUID:
-    milliseconds = (moment - EPOCH) // timedelta(milliseconds=1) + 1
-    return UUID(int=milliseconds << 80)
 
 
 def _id(field: bytes) -> UUID | None:

@@ -36,8 +36,8 @@ from workers.errors import DatabaseTrouble, DeliveryError, ProviderUnavailable, 
 from workers.flower import Outcome, tell
 from workers.greed import MOST, MOST_ASKING, filled_up, ids_of
 from workers.inbox import Inbox
-from workers.job import ComesBack, Fate, Job
-from workers.land import take
+from workers.job import ComesBack, Fate, Job, fresh_job
+from workers.land import are_new, arrivals, take
 from workers.provider import Provider
 from workers.seal import Seal
 from workers.slots import Slots
@@ -192,9 +192,10 @@ def process(self: Task[..., str | None], *delivery_ids: str) -> str | None:
     """
     shop, began = workshop(), time.time()
     own = ids_of(delivery_ids)
-    ids = _filled_up(own, shop, (self.request.delivery_info or {}).get("routing_key"))
+    queue = (self.request.delivery_info or {}).get("routing_key")
+    ids = _filled_up(own, shop, queue)
     try:
-        jobs, fates = _worked_on(ids, shop)
+        jobs, fates = _worked_on(ids, shop, queue)
     finally:
         shop.inbox.tidy()
     for job in jobs:
@@ -223,20 +224,28 @@ def _filled_up(ids: list[UUID], shop: Workshop, queue: str | None) -> list[UUID]
         return ids  # the sweeper finds what was named in messages that got lost
 
 
-def _worked_on(ids: Sequence[UUID], shop: Workshop) -> tuple[list[Job], dict[UUID, Fate]]:
+def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) -> tuple[list[Job], dict[UUID, Fate]]:
     """The deliveries that were ours to work on, and what became of them.
 
     What cannot even be taken stays where it is, in the inbox or in its row, and comes back.
     """
     parts, began = shop.parts, time.time_ns()
     try:
-        jobs = take(ids, shop.inbox, shop.store, parts.config, parts.providers, now())
+        landings = arrivals(ids, shop.inbox, parts.config, parts.providers, now())
+        # A full batch comes out of a backlog: if we died, only rows with a lease would be nudged into a busy queue.
+        simple = queue not in shop.asking and len(ids) < MOST and are_new(ids, landings, now())
+        jobs = [fresh_job(one) for one in landings] if simple else []
+        fates = pipeline.straight(jobs, parts) if jobs else None
+        if fates is None:
+            jobs = take(ids, landings, shop.inbox, shop.store, now())
+        else:
+            shop.inbox.landed(*fates)
     except (DeliveryError, RedisError) as error:
         found = meaning(error)
         log.warning("not-taken", deliveries=len(ids), first=ids[0], reason=found.reason, error=str(found))
         return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))
     observed.landed(jobs, began)
-    return jobs, pipeline.process(jobs, parts)
+    return jobs, pipeline.process(jobs, parts) if fates is None else fates
 
 
 def meaning(error: Exception) -> DeliveryError:

@@ -65,6 +65,10 @@ REASONS: Final[Mapping[str, Advice]] = {
         "add it, restart, then `reservoir deliveries retry --reason unknown-endpoint`",
     ),
     "internal-error": Advice("our own code failed; the error says where", "tell us"),
+    "never-ended": Advice(
+        "it was begun ten times, the last eight alone, and whoever worked on it died",
+        "keep it, tell us; a worker's log says how it ended",
+    ),
     "provider-test": _OF_NO_INTEREST,
     "group-owner": _OF_NO_INTEREST,
     "catalogue-notice": _OF_NO_INTEREST,
