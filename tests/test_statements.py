@@ -37,10 +37,12 @@ WRONG = Asked("SELECT 1 / %(nothing)s::int", {"nothing": 0})
 def pool(database_url: str) -> Iterator[Engine]:
     """An engine as a worker has it, and a table to write to."""
     made = workers_engine(database_url)
-    alone(made, Asked("CREATE TABLE notes (number int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)", {}))
-    yield made
-    alone(made, Asked("DROP TABLE notes", {}))
-    made.dispose()
+    try:
+        alone(made, Asked("CREATE TABLE notes (number int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)", {}))
+        yield made
+        alone(made, Asked("DROP TABLE notes", {}))
+    finally:
+        made.dispose()
 
 
 def notes(engine: Engine) -> list[int]:
@@ -148,12 +150,13 @@ def test_a_plan_from_before_a_migration_is_left_with_its_connection(pool: Engine
 
 
 def test_what_comes_in_the_middle_of_an_answer_ends_the_connection(pool: Engine) -> None:
-    """A task's time limit: nobody waits for the rest, and the next one does not meet it."""
+    """A task's time limit: nobody waits for the rest, the next one does not meet it, and soon not its locks either."""
     seen = []
 
     def work(session: Session) -> None:
         seen.append(session)
         session.send(NOTE(number=1))
+        session.send(Asked("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE", {}))
         session.send(Asked("SELECT pg_sleep(30)", {}))
         raise SoftTimeLimitExceeded
 
@@ -164,7 +167,9 @@ def test_what_comes_in_the_middle_of_an_answer_ends_the_connection(pool: Engine)
     (session,) = seen
     assert isinstance(session, Piped)
     assert session.connection.closed
+    ended = time.monotonic()
     assert notes(pool) == []
+    assert time.monotonic() - ended < 4, "whoever comes next waited for a statement that nobody wanted any more"
 
 
 def test_an_onlooker_sees_what_goes_through_a_pipeline(pool: Engine) -> None:

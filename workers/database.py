@@ -34,6 +34,10 @@ STEADY: Final = " ".join(
 )
 """How a worker's statements are planned: once for a connection, whatever their values; and from row to row by an index,
 as is right for a few rows of a large table. When such a plan is made the table may still be empty."""
+SEEN_GONE: Final = "-c client_connection_check_interval=500ms"
+"""A worker that was killed, or broke off in the middle of an answer, is missed by the server while its statement still
+runs: it rolls back, and whoever waits for those rows goes on. Without it they would stay locked for a statement's whole
+patience, which is also that of whoever waits."""
 BEHIND: Final = frozenset({"42P01", "42703"})
 """A table or a column that is not there: the migration has not run yet."""
 
@@ -66,7 +70,7 @@ def workers_engine(url: str) -> Engine:
 
     Whoever writes through it tries once more on a disconnect; that costs less than a ping before each transaction.
     """
-    made = engine(url, pool_size=6, patience="4500ms", pre_ping=False, more=STEADY)
+    made = engine(url, pool_size=6, patience="4500ms", pre_ping=False, more=f"{STEADY} {SEEN_GONE}")
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> psycopg.Connection[Any]:
