@@ -54,6 +54,10 @@ def process(*ids):
         return
     redis.rpush("started", *ids)
     redis.rpush("pids", os.getpid())
+    if ids[0].startswith("ends-slowly"):
+        os.closerange(3, 256)
+        time.sleep(0.3)
+        os._exit(0)
     while ids[0].startswith("slow") and not redis.exists("go"):
         time.sleep(0.02)
     redis.rpush("finished", *ids)
@@ -438,6 +442,16 @@ def test_a_killed_parent_leaves_no_child_behind(bench: Bench) -> None:
         worker.kill()  # Celery has asked the system to tell them
         _, left = psutil.wait_procs(children, timeout=5)
         assert (len(children), left) == (2, [])
+
+
+@pytest.mark.services
+def test_a_child_that_takes_its_time_to_end_is_replaced_when_it_has(bench: Bench) -> None:
+    """Its files are closed before it is gone. A worker that then finds it alive looks again, and not only after 5 s."""
+    with bench.worker():
+        for number in range(3):  # Celery's own look may come by chance
+            bench.send(f"ends-slowly-{number}")
+            assert eventually(lambda number=number: bench.redis.llen("pids") == 2 * number + 1), bench.log.read_text()
+            assert bench.works(f"after-{number}", within=3.0), bench.log.read_text()
 
 
 @pytest.mark.services

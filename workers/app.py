@@ -72,6 +72,7 @@ app.conf.update(
     task_ignore_result=True,
     worker_send_task_events=True,  # Flower
     worker_consumer="workers.consumer:Consumer",
+    worker_pool="workers.pool:Pool",
     task_send_sent_event=False,
     task_serializer="json",
     accept_content=["json"],
