@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -124,22 +124,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _ByNeed(LoadScopeScheduling):
-    """Tests go to whichever process is free; those of a file that shares something dear stay together, and go first."""
+    """Tests go to whichever process is free; those of a file that shares something dear stay together, and go first.
 
-    TOGETHER = (
-        "test_acceptance.py",
-        "test_browser.py",
-        "test_chaos.py",
-        "test_readme.py",
-        "test_rebuild.py",
-        "test_send.py",
-        "test_sql_recipes.py",
-        "test_up.py",
-    )
+    Whole installations run one after the other in two of the processes: more of them at once take two cores for as long
+    as they would take in turns, and what is measured in them is the crowd.
+    """
+
+    TOGETHER: Final = {
+        "test_acceptance.py": "installations",
+        "test_chaos.py": "installations",
+        "test_browser.py": "installations too",
+        "test_send.py": "installations too",
+        "test_up.py": "installations too",
+        "test_readme.py": "the README",
+        "test_rebuild.py": "a history",
+        "test_sql_recipes.py": "a week",
+    }
+    """File → what it is together with."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if file.endswith(self.TOGETHER) else nodeid
+        file = nodeid.partition("::")[0].rpartition("/")[2]
+        return self.TOGETHER.get(file, nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByNeed:
