@@ -54,6 +54,8 @@ class Figure:
     """The same of Redis, which has the core in common with the client."""
     others_share: float | None = None
     """What had no part in the run used so much of a core: on a quiet machine next to nothing."""
+    disk_ms: float | None = None
+    """The slowest of a bystander's small writes to the same disk, synced ten times a second meanwhile."""
 
     @property
     def lost(self) -> int:
@@ -119,6 +121,7 @@ P50: Final[Value] = attrgetter("p50_ms")
 P99: Final[Value] = attrgetter("p99_ms")
 CPU: Final[Value] = attrgetter("cpu_ms")
 OTHERS: Final[Value] = attrgetter("others_share")
+DISK: Final[Value] = attrgetter("disk_ms")
 RSS: Final[Value] = attrgetter("rss_mb")
 
 

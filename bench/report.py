@@ -21,6 +21,7 @@ from bench.figures import (
     BURST,
     CONNECTIONS,
     CPU,
+    DISK,
     NO_OP,
     OTHERS,
     P50,
@@ -89,7 +90,14 @@ def results_of(told: Mapping[str, Any]) -> Results:
 def as_markdown(told: Mapping[str, Any]) -> str:
     """Where it ran, what was measured, what should be reached."""
     results = results_of(told)
-    parts = [_about(told), _quiet(results), _measured(results), _memory(results), _targets(numbers(results))]
+    parts = [
+        _about(told),
+        _quiet(results),
+        _measured(results),
+        _disk(results),
+        _memory(results),
+        _targets(numbers(results)),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -110,6 +118,18 @@ def _quiet(results: Results) -> str:
     if not shares:
         return ""
     return f"Others used {median(shares):.0%} of a core meanwhile (median over the rounds; at most {max(shares):.0%})."
+
+
+def _disk(results: Results) -> str:
+    """What the slowest of a hundred waited for, where the disk itself stands still now and then."""
+    rounds = [(figure.p99_ms, disk) for figure in results.figures if (disk := DISK(figure)) is not None]
+    if not rounds:
+        return ""
+    told = "; ".join(f"{_cell(p99)} and {_cell(disk)}" for p99, disk in rounds)
+    return (
+        "The p99 from POST to row, and the slowest of a bystander's small writes that were synced on the same disk "
+        f"ten times a second, in ms, round by round: {told}."
+    )
 
 
 def _measured(results: Results) -> str:

@@ -260,4 +260,5 @@ def test_a_few_seconds_end_to_end(ground: Ground, monkeypatch: pytest.MonkeyPatc
     assert found.p50_ms is not None
     assert found.p99_ms is not None
     assert 0 < found.p50_ms <= found.p99_ms
+    assert found.disk_ms
     assert lines[-1].startswith("latency: medians in ms of ")
