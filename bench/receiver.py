@@ -168,11 +168,15 @@ def _told(figure: Figure, spooled: int) -> str:
         words.append(f", others {figure.others_share:.0%} of a core")
     if figure.kept is not None:
         words.append(f", {figure.kept} of {figure.acked} found")
-    if spooled:
-        words.append(f"; Redis was too slow ({spooled} ×), and the spool took over")
+    words.append(_stood_in(spooled))
     if not figure.counts:
         words.append("; does not count, because the client was the limit")
     return "".join(words)
+
+
+def _stood_in(spooled: int) -> str:
+    """What the disk's own troubles have set in motion: it costs time, and once some memory."""
+    return f"; Redis was too slow ({spooled} ×), and the spool took over" if spooled else ""
 
 
 # --- the client ------------------------------------------------------------------------------------------------
@@ -226,7 +230,7 @@ def soak(ground: Ground, requests: int, say: Say) -> Soak:
                 taken |= _take(client)
                 seen.append((len(taken), player.server.rss_mb()))
             load = answered(sending.output(), player.contender.name)
-        last = player.server.rss_mb()
+        last, spooled = player.server.rss_mb(), player.server.said(SPOOLED)
         _kept(ground, player.contender, load.acked - len(taken))
         kept = len(taken | _take(client))
     first = next((mb for many, mb in seen if many >= requests / 10), last)
@@ -234,7 +238,7 @@ def soak(ground: Ground, requests: int, say: Say) -> Soak:
     told = Soak(requests=requests, first=first, largest=largest, last=last, kept=kept, acked=load.acked)
     say(
         f"{requests} requests, {load.per_second:.0f} a second, p99 {load.p99_ms:.1f} ms: RSS {first:.1f} MiB after a "
-        f"tenth, {largest:.1f} at most, {last:.1f} at the end; {kept} of {load.acked} found"
+        f"tenth, {largest:.1f} at most, {last:.1f} at the end; {kept} of {load.acked} found{_stood_in(spooled)}"
     )
     return told
 
