@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Whole processes are most of a test run; they wait more than they work. tests/conftest.py says who goes first, and that
 # installations take turns.
-TEST_PROCESSES ?= 6
+TEST_PROCESSES ?= 5
+LONG_TEST_PROCESSES ?= 3
 
 # Databases and installations that live for a moment are kept in memory where there is room: a run writes 13 GB.
 TEST_DIR ?= $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
@@ -58,7 +59,7 @@ bench-growth: $(READY) ## What a long history costs: DELIVERIES= BOOKINGS= ROUND
 test: $(READY) ## Everything but what takes long: unit, contract, integration against real servers
 	@$(PYTEST) -m 'not long'
 
-test-long: TEST_PROCESSES = 3
+test-long: TEST_PROCESSES = $(LONG_TEST_PROCESSES)
 test-long: $(READY) ## The rest: bad weather, load balancers, long histories, plans, real runs of all parts
 	@$(PYTEST) -m long
 

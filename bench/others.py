@@ -44,12 +44,14 @@ def _rest() -> float:
 
 
 class Bystander:
-    """Writes a little to the disk and syncs it, again and again, while the context lasts."""
+    """Writes a little to the disk and syncs it, again and again, while the context lasts. Its end raises OSError where
+    that failed."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "bystander"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write)
+        self._failed: OSError | None = None
         self.slowest = 0.0
         """Seconds that a write took, with its sync."""
 
@@ -62,12 +64,17 @@ class Bystander:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._file.unlink()
+        self._file.unlink(missing_ok=True)
+        if self._failed is not None:
+            raise self._failed
 
     def _write(self) -> None:
-        with self._file.open("ab", buffering=0) as file:
-            while not self._over.wait(EVERY):
-                began = time.perf_counter()
-                file.write(WRITE)
-                os.fdatasync(file.fileno())
-                self.slowest = max(self.slowest, time.perf_counter() - began)
+        try:
+            with self._file.open("ab", buffering=0) as file:
+                while not self._over.wait(EVERY):
+                    began = time.perf_counter()
+                    file.write(WRITE)
+                    os.fdatasync(file.fileno())
+                    self.slowest = max(self.slowest, time.perf_counter() - began)
+        except OSError as error:  # whoever could not write has not felt anything
+            self._failed = error

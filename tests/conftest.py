@@ -126,8 +126,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class _ByNeed(LoadScopeScheduling):
     """Tests go to whichever process is free; those of a file that shares something dear stay together, and go first.
 
-    Whole installations run one after the other in two of the processes: more of them at once take two cores for as long
-    as they would take in turns, and what is measured in them is the crowd.
+    Whole installations, and what has deadlines, run one after the other in two of the processes: more of them at once
+    take two cores for as long as they would take in turns, and what is measured in them is the crowd.
     """
 
     TOGETHER: Final = {
@@ -136,7 +136,9 @@ class _ByNeed(LoadScopeScheduling):
         "test_browser.py": "installations too",
         "test_send.py": "installations too",
         "test_up.py": "installations too",
-        "test_readme.py": "the README",
+        "test_watch.py": "installations too",
+        "test_weather.py": "installations",
+        "test_readme.py": "installations too",
         "test_rebuild.py": "a history",
         "test_sql_recipes.py": "a week",
     }

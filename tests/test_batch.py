@@ -37,7 +37,7 @@ from workers.greed import MOST, MOST_ASKING, filled_up
 from workers.inbox import Inbox
 from workers.job import ComesBack, Done, Job, Landing
 from workers.land import arrivals, take
-from workers.pipeline import AT_ONCE, BEGUN, MOST_BEGUN, process
+from workers.pipeline import AT_ONCE, BEGUN, MOST_BEGUN, _Batch, process
 from workers.provider import Answer, Call, Element, Event, Incoming, Provider
 from workers.registry import discover
 from workers.statements import Asked
@@ -252,6 +252,33 @@ def test_one_that_comes_in_with_a_suspect_goes_before_it(engine: Engine) -> None
         world.batch(bad.id, good.id)
     assert world.verdict(good.id) == (State.APPLIED, None)
     assert world.delivery(bad.id).attempts == BEGUN + 1
+
+
+def test_what_others_do_is_not_counted_against_a_suspect(engine: Engine) -> None:
+    """It was given back before they began. Once nobody of them kills any more, its own turn counts."""
+    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
+    bad, good = request("studio", b"deadly"), request("studio", b"good")
+    world.land(bad, good)
+    world.change(good.id, attempts=BEGUN)
+    for _ in range(BEGUN):
+        with pytest.raises(Died):
+            world.batch(bad.id, good.id)
+        assert world.delivery(good.id).attempts == BEGUN
+        world.clock.forward(seconds=LEASE.total_seconds())
+    world.batch(good.id)
+    assert world.verdict(good.id) == (State.APPLIED, None)
+    assert world.delivery(good.id).attempts == BEGUN + 1
+
+
+def test_a_suspect_whose_turn_does_not_come_in_time_is_given_back(engine: Engine) -> None:
+    """Not let go: that would make it one that waits for something, and those are no suspects."""
+    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
+    one, other = request("studio", b"one"), request("studio", b"other")
+    world.land(one, other)
+    world.change(one.id, attempts=BEGUN)
+    _Batch(world.parts, until=world.clock()).through(world.store.claim_all([one.id, other.id], world.clock()))
+    assert world.verdict(other.id) == (State.APPLIED, None)
+    assert (world.delivery(one.id).state, world.delivery(one.id).attempts) == (State.RECEIVED, BEGUN)
 
 
 def touchy() -> Provider:

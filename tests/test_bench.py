@@ -473,6 +473,11 @@ def test_a_bystander_feels_a_disk_that_stands_still(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bystander_that_cannot_write_does_not_praise_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), Bystander(tmp_path / "nowhere"):
+        pass
+
+
 @pytest.mark.services
 def test_what_is_acknowledged_and_not_there_is_lost(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is counted: here they lie where nobody looks."""

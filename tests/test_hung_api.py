@@ -38,12 +38,12 @@ def hung_api() -> Iterator[tuple[int, threading.Event]]:
         yield port, asked
 
 
-def receive(redis: Redis, provider: str, count: int, first: int = 1) -> list[UUID]:
+def receive(redis: Redis, provider: str, count: int, first: int = 1, guest: str = "Ewa") -> list[UUID]:
     """As the receiver puts them there: so many requests with a nudge each, about the bookings from `first` on."""
     nudge = Nudge()
     ids = []
     for number in range(first, first + count):
-        telling = tell(provider, Step(name="Ewa", booking=number))
+        telling = tell(provider, Step(name=guest, booking=number))
         raw = request(VENUES[provider].name, telling.body, headers=telling.headers, at=now())
         redis.hset(INBOX, str(raw.id), raw.pack())
         redis.lpush(provider, nudge.message([str(raw.id)], provider))

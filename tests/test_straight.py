@@ -343,6 +343,18 @@ def test_a_full_batch_lands_first(world: World, redis: Redis, shop: Workshop) ->
     assert ARRIVE.text not in seen
 
 
+def test_what_leaves_others_behind_lands_first(world: World, redis: Redis, shop: Workshop) -> None:
+    """Nor is a batch full where the next message would not have fitted."""
+    first, second = received(redis, *(sent(world, "timekit", Step(booking=n)) for n in range(2)))
+    redis.lpush("timekit", "the next message")
+    for one, statement in ((first, LAND), (second, ARRIVE)):
+        with statements(world.engine) as seen:
+            assert _worked_on([one], shop, "timekit")[1] == {one: APPLIED}
+        assert statement.text in seen
+        assert ({LAND, ARRIVE} - {statement}).pop().text not in seen
+        redis.delete("timekit")
+
+
 # --- ids -------------------------------------------------------------------------------------------------------
 
 

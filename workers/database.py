@@ -36,8 +36,9 @@ STEADY: Final = " ".join(
 as is right for a few rows of a large table. When such a plan is made the table may still be empty."""
 SEEN_GONE: Final = "-c client_connection_check_interval=500ms"
 """A worker that was killed, or broke off in the middle of an answer, is missed by the server while its statement still
-runs: it rolls back, and whoever waits for those rows goes on. Without it they would stay locked for a statement's whole
-patience, which is also that of whoever waits."""
+runs, where its machine can still say that it is gone: it rolls back, and whoever waits for those rows goes on. Without
+it they would stay locked for a statement's whole patience, which is also that of whoever waits. A server on Windows has
+no such setting."""
 BEHIND: Final = frozenset({"42P01", "42703"})
 """A table or a column that is not there: the migration has not run yet."""
 

@@ -73,6 +73,7 @@ class Keeps(Protocol):
     def arrive(self, entries: Sequence[Entry], now: datetime) -> list[Saved]: ...
     def let_go(self, jobs: Collection[Job], error: DeliveryError, now: datetime) -> None: ...
     def give_back(self, jobs: Collection[Job], now: datetime) -> None: ...
+    def claim(self, delivery_id: UUID, now: datetime) -> Job | None: ...
     def acknowledged(self, jobs: Collection[Job], now: datetime) -> None: ...
     def acknowledge_again(self, when: Mapping[UUID, datetime | None]) -> None: ...
     def reachable(self) -> bool: ...
@@ -246,20 +247,28 @@ class _Batch:
     """Whether anybody may be asked now."""
 
     def through(self, jobs: Sequence[Job]) -> None:
-        """The whole way. What may kill us goes last, alone, and one in a task: nobody else counts what it does. Of
-        several the one that was begun least goes first, which is the least likely to do so."""
+        """The whole way. What may kill us goes last, alone, and one in a task: nobody else counts what it does, and it
+        does not count what others do. Of several the one that was begun least goes first, the least likely to do so."""
         suspects = [job for job in jobs if job.state is State.RECEIVED and job.attempt > BEGUN]
         suspects.sort(key=lambda job: job.attempt)
         suspected = {job.raw.id for job in suspects}
-        self._give_back(suspects[1:])
+        self._give_back(suspects)
         if sound := [job for job in jobs if job.raw.id not in suspected]:
             self._together(sound)
         for job in suspects[:1]:
-            if job.attempt > MOST_BEGUN:
-                self.save([_aside(job, self.parts, NeverEnded(f"begun {MOST_BEGUN} times"))])
-            else:
-                log.warning("begun-again", times=job.attempt - 1, **_named([job]))
-                self._together([job])
+            self._alone(job.raw.id)
+
+    def _alone(self, delivery_id: UUID) -> None:
+        """Taken anew, so that its row counts what was begun; not at all where somebody else has it, or time is over."""
+        now = self.parts.clock()
+        job = self.parts.store.claim(delivery_id, now) if now < self.until else None
+        if job is None:
+            return
+        if job.attempt > MOST_BEGUN:
+            self.save([_aside(job, self.parts, NeverEnded(f"begun {MOST_BEGUN} times"))])
+        else:
+            log.warning("begun-again", times=job.attempt - 1, **_named([job]))
+            self._together([job])
 
     def _together(self, jobs: Sequence[Job]) -> None:
         known, strangers = self._introduced(jobs)

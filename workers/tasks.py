@@ -232,8 +232,9 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
     parts, began = shop.parts, time.time_ns()
     try:
         landings = arrivals(ids, shop.inbox, parts.config, parts.providers, now())
-        # A full batch comes out of a backlog: if we died, only rows with a lease would be nudged into a busy queue.
+        # In a backlog everything lands first: if we died, only rows with a lease would be nudged into a busy queue.
         simple = queue not in shop.asking and len(ids) < MOST and are_new(ids, landings, now())
+        simple = simple and not (queue and shop.redis.llen(queue))
         jobs = [fresh_job(one) for one in landings] if simple else []
         fates = pipeline.straight(jobs, parts) if jobs else None
         if fates is None:
