@@ -25,7 +25,7 @@ from celery import Celery
 from bench.figures import RATE, RESERVOIR, Figure
 from bench.ground import Ground, GroundFailed, Running
 from bench.load import quantile
-from bench.others import Bystander, Others
+from bench.others import Others, SmallWrites
 from bench.stuff import WITHOUT_PAYMENTS, Stuff, recorded, secrets
 from bench.worker import emptied
 from schemas.delivery import INBOX, OPEN, RawDelivery
@@ -97,13 +97,13 @@ def at_rate(ground: Ground, rate: float, seconds: float, say: Say, number: int =
         worker.until(lambda: READY in worker.output(), "it is ready")
         measured = (web, worker)
         before, others = _cpu(measured), Others()
-        with Bystander(ground.folder) as bystander:
+        with SmallWrites(ground.folder) as writes:
             posts = asyncio.run(_posted(ground, web, stuff, rate, WARMUP + seconds))
         rows = _settled(ground, len(posts))
         cpu = 1000 * (_cpu(measured) - before) / len(posts)
         rss = sum(process.rss_mb() for process in measured)
         found = figure(posts, rows, rate=rate, cpu_ms=cpu, rss_mb=rss)
-        found = replace(found, round=number, others_share=others.share(), disk_ms=1000 * bystander.slowest)
+        found = replace(found, round=number, others_share=others.share(), disk_ms=1000 * writes.slowest)
     took = f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms"
     say(f"latency: round {number + 1}: {took}; a bystander's small write to the disk took {found.disk_ms:.0f} at most")
     _tell(posts, rows, heard, say)

@@ -43,9 +43,8 @@ def _rest() -> float:
     return float(sum(spent for name, spent in counted.items() if name not in NOTHING)) - ours
 
 
-class Bystander:
-    """Writes a little to the disk and syncs it, again and again, while the context lasts. Its end raises OSError where
-    that failed."""
+class SmallWrites:
+    """A bystander's, each synced, again and again while the context lasts. Its end raises OSError where one failed."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "bystander"

@@ -222,12 +222,21 @@ def deadly() -> Provider:
     return replace(discover()["timekit"], normalize=normalize)
 
 
+def together(engine: Engine, *words: bytes, suspect: bytes | None = None) -> tuple[World, list[UUID]]:
+    """Deliveries that have landed, one of which may kill; a suspect was begun as often as one may be among others."""
+    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
+    raws = [request("studio", word) for word in words]
+    world.land(*raws)
+    for raw in raws:
+        if raw.body == suspect:
+            world.change(raw.id, attempts=BEGUN)
+    return world, [raw.id for raw in raws]
+
+
 def test_what_kills_goes_alone_and_is_parked(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     """Its neighbours die with it twice; after that nobody does but who works on it alone."""
-    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
-    raws = [request("studio", word.encode()) for word in ("one", "deadly", "two")]
-    ids, deaths = [raw.id for raw in raws], 0
-    world.land(*raws)
+    world, ids = together(engine, b"one", b"deadly", b"two")
+    deaths = 0
     while world.delivery(ids[1]).state == State.RECEIVED and deaths < 20:
         try:
             world.batch(*ids)
@@ -244,41 +253,45 @@ def test_what_kills_goes_alone_and_is_parked(engine: Engine, caplog: pytest.LogC
 
 
 def test_one_that_comes_in_with_a_suspect_goes_before_it(engine: Engine) -> None:
-    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
-    bad, good = request("studio", b"deadly"), request("studio", b"good")
-    world.land(bad, good)
-    world.change(bad.id, attempts=BEGUN)
+    world, (bad, good) = together(engine, b"deadly", b"good", suspect=b"deadly")
     with pytest.raises(Died):
-        world.batch(bad.id, good.id)
-    assert world.verdict(good.id) == (State.APPLIED, None)
-    assert world.delivery(bad.id).attempts == BEGUN + 1
+        world.batch(bad, good)
+    assert world.verdict(good) == (State.APPLIED, None)
+    assert world.delivery(bad).attempts == BEGUN + 1
 
 
 def test_what_others_do_is_not_counted_against_a_suspect(engine: Engine) -> None:
     """It was given back before they began. Once nobody of them kills any more, its own turn counts."""
-    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
-    bad, good = request("studio", b"deadly"), request("studio", b"good")
-    world.land(bad, good)
-    world.change(good.id, attempts=BEGUN)
+    world, (bad, good) = together(engine, b"deadly", b"good", suspect=b"good")
     for _ in range(BEGUN):
         with pytest.raises(Died):
-            world.batch(bad.id, good.id)
-        assert world.delivery(good.id).attempts == BEGUN
+            world.batch(bad, good)
+        assert world.delivery(good).attempts == BEGUN
         world.clock.forward(seconds=LEASE.total_seconds())
-    world.batch(good.id)
-    assert world.verdict(good.id) == (State.APPLIED, None)
-    assert world.delivery(good.id).attempts == BEGUN + 1
+    world.batch(good)
+    assert world.verdict(good) == (State.APPLIED, None)
+    assert world.delivery(good).attempts == BEGUN + 1
 
 
 def test_a_suspect_whose_turn_does_not_come_in_time_is_given_back(engine: Engine) -> None:
     """Not let go: that would make it one that waits for something, and those are no suspects."""
-    world = World(engine, [VENUES["timekit"]], providers={"timekit": deadly()})
-    one, other = request("studio", b"one"), request("studio", b"other")
-    world.land(one, other)
-    world.change(one.id, attempts=BEGUN)
-    _Batch(world.parts, until=world.clock()).through(world.store.claim_all([one.id, other.id], world.clock()))
-    assert world.verdict(other.id) == (State.APPLIED, None)
-    assert (world.delivery(one.id).state, world.delivery(one.id).attempts) == (State.RECEIVED, BEGUN)
+    world, (one, other) = together(engine, b"one", b"other", suspect=b"one")
+    _Batch(world.parts, until=world.clock()).through(world.store.claim_all([one, other], world.clock()))
+    assert world.verdict(other) == (State.APPLIED, None)
+    assert (world.delivery(one).state, world.delivery(one).attempts) == (State.RECEIVED, BEGUN)
+
+
+def test_what_stops_a_suspect_is_written_into_its_row(engine: Engine) -> None:
+    """Somebody's mistake is no death: it is not begun again and again."""
+
+    class Stumbles(Store):
+        def told_before(self, jobs: Any) -> Any:
+            raise RuntimeError
+
+    world, (one,) = together(engine, b"one", suspect=b"one")
+    world.parts = replace(world.parts, store=Stumbles(engine))
+    world.batch(one)
+    assert world.verdict(one) == (State.PARKED, "internal-error")
 
 
 def touchy() -> Provider:

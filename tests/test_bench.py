@@ -42,7 +42,7 @@ from bench.figures import (
 )
 from bench.ground import Ground, here
 from bench.load import Asked, Load, answer, load, quantile
-from bench.others import Bystander, Others
+from bench.others import Others, SmallWrites
 from bench.plot import Bar, NoPlot, draw, panels
 from bench.receiver import Refused, answered, inbox_memory, rounds, soak
 from bench.targets import TARGETS, last_line, missed, numbers
@@ -468,13 +468,13 @@ def test_a_bystander_feels_a_disk_that_stands_still(tmp_path: Path, monkeypatch:
     """Its slowest write is told, and nothing of it is left."""
     syncs = iter((0.0, 0.15))
     monkeypatch.setattr("os.fdatasync", lambda _: time.sleep(next(syncs, 0.0)))
-    with Bystander(tmp_path) as bystander:
-        assert eventually(lambda: bystander.slowest > 0.14)
+    with SmallWrites(tmp_path) as writes:
+        assert eventually(lambda: writes.slowest > 0.14)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bystander_that_cannot_write_does_not_praise_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), Bystander(tmp_path / "nowhere"):
+    with pytest.raises(FileNotFoundError), SmallWrites(tmp_path / "nowhere"):
         pass
 
 

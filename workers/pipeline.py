@@ -264,6 +264,7 @@ class _Batch:
         job = self.parts.store.claim(delivery_id, now) if now < self.until else None
         if job is None:
             return
+        del self.fates[delivery_id]  # it is ours again: what stops us now is written into its row
         if job.attempt > MOST_BEGUN:
             self.save([_aside(job, self.parts, NeverEnded(f"begun {MOST_BEGUN} times"))])
         else:

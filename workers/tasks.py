@@ -36,7 +36,7 @@ from workers.errors import DatabaseTrouble, DeliveryError, ProviderUnavailable, 
 from workers.flower import Outcome, tell
 from workers.greed import MOST, MOST_ASKING, filled_up, ids_of
 from workers.inbox import Inbox
-from workers.job import ComesBack, Fate, Job, fresh_job
+from workers.job import ComesBack, Fate, Job, Landing, fresh_job
 from workers.land import are_new, arrivals, take
 from workers.provider import Provider
 from workers.seal import Seal
@@ -232,10 +232,7 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
     parts, began = shop.parts, time.time_ns()
     try:
         landings = arrivals(ids, shop.inbox, parts.config, parts.providers, now())
-        # In a backlog everything lands first: if we died, only rows with a lease would be nudged into a busy queue.
-        simple = queue not in shop.asking and len(ids) < MOST and are_new(ids, landings, now())
-        simple = simple and not (queue and shop.redis.llen(queue))
-        jobs = [fresh_job(one) for one in landings] if simple else []
+        jobs = [fresh_job(one) for one in landings] if _are_simple(ids, landings, shop, queue) else []
         fates = pipeline.straight(jobs, parts) if jobs else None
         if fates is None:
             jobs = take(ids, landings, shop.inbox, shop.store, now())
@@ -247,6 +244,14 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
         return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))
     observed.landed(jobs, began)
     return jobs, pipeline.process(jobs, parts) if fates is None else fates
+
+
+def _are_simple(ids: Sequence[UUID], landings: Sequence[Landing], shop: Workshop, queue: str | None) -> bool:
+    """Whether it is worth trying to land them together with what they say. In a backlog everything lands first: if we
+    died, only rows with a lease would be nudged into a busy queue."""
+    if queue in shop.asking or len(ids) == MOST or not are_new(ids, landings, now()):
+        return False
+    return queue is None or not shop.redis.llen(queue)
 
 
 def meaning(error: Exception) -> DeliveryError:
