@@ -7,7 +7,6 @@ A plain ASGI callable, which knows every way in which a request may come. Most d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from time import perf_counter
 from typing import Final
 
@@ -18,7 +17,7 @@ from ingest.door import Doors, Entrance
 from ingest.metrics import HUNG_UP, Tally
 from ingest.settings import RETRY_AFTER
 from ingest.waiting import REDIS, SPOOL, Keeps, NotDurable, Row
-from schemas.delivery import new_id_text, now, packed
+from schemas.delivery import new_id_text, now, packed, present
 from schemas.logs import log
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -75,8 +74,8 @@ class Hook:
         self.tally.answered(known, answer.status, answer.kept, perf_counter() - began)
 
     async def _answer(self, endpoint: str, token: str, scope: Scope, receive: Receive) -> Answer:
-        received_at = now()
-        entrance = self.doors.find(endpoint, token, received_at)
+        received_at = present()
+        entrance = self.doors.find(endpoint, token, now())
         if entrance is None:
             return NOT_FOUND
         refusal = _refusal(entrance, scope)
@@ -111,8 +110,8 @@ class Hook:
             body += piece
 
 
-def row_of(entrance: Entrance, method: str, received_at: datetime, headers: Headers, body: bytes) -> Row:
-    """The request as it is kept, under an id of its own."""
+def row_of(entrance: Entrance, method: str, received_at: int, headers: Headers, body: bytes) -> Row:
+    """The request as it is kept, under an id of its own. `received_at` is what `schemas.delivery.present` said."""
     endpoint = entrance.endpoint
     return Row(new_id_text(), endpoint.provider, packed(endpoint.name, method, received_at, headers, body))
 

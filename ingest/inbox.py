@@ -18,11 +18,11 @@ from redis.exceptions import RedisError
 
 from ingest.ending import ended
 from ingest.nudge import Nudge
-from ingest.transaction import Wire, command
+from ingest.transaction import Then, Wires, command
 from ingest.waiting import Row
 from schemas.delivery import INBOX
 
-FLUSHERS: Final = 2
+WAYS: Final = 2
 """Groups under way at once: one is being synced while the next one is sent."""
 CALM: Final = 1.0
 """Seconds that the drainer and the looks after Redis wait for it: nobody waits for them."""
@@ -67,32 +67,23 @@ class Inbox:
 
     def __init__(self, url: str, nudge: Nudge, patience: float) -> None:
         # A connection that is given up is closed in the background; the next group shall not wait for that.
-        self._hurried = connect(url, patience, 2 * FLUSHERS)
+        self._hurried = connect(url, patience, 2 * WAYS)
         self._slowly = max(CALM, patience)
         self._calm = connect(url, self._slowly, 8)
-        self._hurried_wires: list[Wire] = []
-        self._calm_wires: list[Wire] = []
-        """Connections that wait for the next transaction."""
+        self._hurried_wires = Wires(self._hurried, patience)
+        self._calm_wires = Wires(self._calm, self._slowly)
         self._nudge = nudge
         self._patience = patience
         self._probe: asyncio.Task[bool] | None = None
 
-    async def put(self, rows: Sequence[Row]) -> None:
-        """One MULTI. Returns when it is synced; raises whatever happens instead, also where that took too long."""
-        async with asyncio.timeout(self._patience):
-            await self._put(self._hurried, self._hurried_wires, rows)
+    def put(self, rows: Sequence[Row], then: Then) -> None:
+        """One MULTI. `then` is told when it is synced, or what happened instead, also where that took too long."""
+        self._hurried_wires.send(self._commands(rows), then)
 
     async def put_behind(self, rows: Sequence[Row]) -> None:
-        """The same without a hurry, on a connection that no request waits for."""
-        async with asyncio.timeout(self._slowly):
-            await self._put(self._calm, self._calm_wires, rows)
-
-    async def _put(self, redis: Redis, idle: list[Wire], rows: Sequence[Row]) -> None:
-        commands = self._commands(rows)  # what fails here must not have taken a connection
-        idle[:] = [wire for wire in idle if not wire.closed]
-        wire = idle.pop() if idle else await Wire.opened(redis)
-        await wire.execute(commands)
-        idle.append(wire)
+        """The same without a hurry, on a connection that no request waits for, and for who can wait. Raises whatever
+        happens instead."""
+        await self._calm_wires.execute(self._commands(rows))
 
     def _commands(self, rows: Sequence[Row]) -> list[bytes]:
         """The requests, and for each queue one message that names its own."""
@@ -151,7 +142,7 @@ class Inbox:
     async def aclose(self) -> None:
         if self._probe is not None:
             await ended(self._probe)
-        for wire in (*self._hurried_wires, *self._calm_wires):
-            wire.close()
+        self._hurried_wires.close()
+        self._calm_wires.close()
         await self._hurried.aclose()
         await self._calm.aclose()

@@ -16,7 +16,7 @@ from typing import Final
 
 from ingest.breaker import Breaker
 from ingest.ending import ended
-from ingest.inbox import FLUSHERS, Inbox, reason_of
+from ingest.inbox import WAYS, Inbox, reason_of
 from ingest.spool import Spool
 from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, REDIS, SPOOL, Keeps, Line, Row, Then, Waiting
 from schemas.logs import log
@@ -39,11 +39,11 @@ class Keeper(Keeps):
         self._breaker = Breaker()
         self._gathering: deque[Waiting] = deque()
         """Those at Redis that no group has taken yet."""
-        self._arrived = asyncio.Event()
         self._under_way = 0
         """Groups."""
+        self._one_forms = False
+        """The next group takes along whom the next turns of the event loop bring."""
         self._spool_hangs = False
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Keeper:
         self._loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ class Keeper(Keeps):
         await self._look()
         if not self.is_open:
             await self._check_promise()
-        self._tasks = [asyncio.create_task(work()) for work in (*[self._flush] * FLUSHERS, self._look_after_redis)]
+        self._task = asyncio.create_task(self._look_after_redis())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -61,7 +61,7 @@ class Keeper(Keeps):
             async with asyncio.timeout(EMPTY_WITHIN):
                 while self._at_redis or self._at_spool or self._under_way:  # noqa: ASYNC110  once in a life, for some milliseconds
                     await asyncio.sleep(0.01)
-        await ended(*self._tasks)
+        await ended(self._task)
         await self._spool.stop()
         await self._inbox.aclose()
 
@@ -98,20 +98,24 @@ class Keeper(Keeps):
     def _to_redis(self, waiting: Waiting) -> None:
         self._at_redis.join(waiting)
         self._gathering.append(waiting)
-        self._arrived.set()
+        self._form()
 
-    async def _flush(self) -> None:
-        while True:
-            await self._arrived.wait()
-            await self._all_in()
-            await self._commit(self._next_group())  # and no name for it here: it would be held until the next one
+    def _form(self) -> None:
+        """The next group, once somebody waits and one of the ways to Redis is free."""
+        if self._gathering and not self._one_forms and self._under_way < WAYS:
+            self._one_forms = True
+            self._loop.call_soon(self._all_in, 0)
 
-    async def _all_in(self) -> None:
+    def _all_in(self, before: int) -> None:
         """Until there are enough, or a turn of the event loop brings nobody more: who is being read comes along."""
-        before = 0
-        while before < len(self._gathering) < ENOUGH:
-            before = len(self._gathering)
-            await asyncio.sleep(0)
+        here = len(self._gathering)
+        if before < here < ENOUGH:
+            self._loop.call_soon(self._all_in, here)
+            return
+        self._one_forms = False
+        if here:
+            self._commit(self._next_group())
+            self._form()
 
     def _next_group(self) -> list[Waiting]:
         group: list[Waiting] = []
@@ -120,23 +124,24 @@ class Keeper(Keeps):
             waiting = self._gathering.popleft()
             group.append(waiting)
             size += len(waiting.row.packed)
-        if not self._gathering:
-            self._arrived.clear()
         return group
 
-    async def _commit(self, group: list[Waiting]) -> None:
-        if not group:
-            return
-        self._under_way += 1
-        try:
-            await self._inbox.put([waiting.row for waiting in group])
-        except Exception as error:  # noqa: BLE001  whatever it is, a flusher that ends takes the receiver with it
-            self.failed(reason_of(error))
-        else:
+    def _commit(self, group: list[Waiting]) -> None:
+        def committed(error: Exception | None) -> None:
+            self._under_way -= 1
+            self._form()
+            if error is not None:
+                self.failed(reason_of(error))
+                return
             for waiting in group:
                 waiting.settle()
-        finally:
-            self._under_way -= 1
+            self._at_redis.let_go()
+
+        self._under_way += 1
+        try:
+            self._inbox.put([waiting.row for waiting in group], committed)
+        except Exception as error:  # noqa: BLE001  a mistake of our own is no reason to leave them without an answer
+            committed(error)
 
     def failed(self, reason: str) -> None:
         """Redis did not take a write: nobody waits for it any longer."""
@@ -166,6 +171,7 @@ class Keeper(Keeps):
                 waiting.settle()
             elif not waiting.settled and waiting.line is self._at_spool:
                 self._not_spooled(waiting, failure)
+        self._at_spool.let_go()
 
     def _spool_is_silent(self) -> None:
         """The disk hangs: until it says something, nobody else is sent to it."""

@@ -12,7 +12,7 @@ Parsing, keep-alive, time-outs and graceful ends are uvicorn's. Knows neither Re
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Final, cast
 
@@ -24,7 +24,7 @@ from ingest.door import Entrance
 from ingest.hook import KEPT, Answer, Hook, refused, row_of
 from ingest.metrics import HUNG_UP
 from ingest.waiting import NotDurable
-from schemas.delivery import now
+from schemas.delivery import present
 
 FAILED: Final = Answer(500)
 """A mistake of our own; counted, as those of an app are not."""
@@ -36,10 +36,21 @@ BUSY: Final = float("inf")
 class Visit:
     """A delivery that is being read or kept: what uvicorn's protocol asks of a request that it has begun."""
 
+    __slots__ = (
+        "began",
+        "body",
+        "disconnected",
+        "entrance",
+        "keep_alive",
+        "method",
+        "received_at",
+        "response_complete",
+        "whole",
+    )
     message_event: Final = asyncio.Event()
     """Set by uvicorn when something came; nobody waits for it."""
 
-    def __init__(self, entrance: Entrance, method: str, received_at: datetime, keep_alive: bool) -> None:
+    def __init__(self, entrance: Entrance, method: str, received_at: int, keep_alive: bool) -> None:
         self.entrance = entrance
         self.method = method
         self.received_at = received_at
@@ -157,20 +168,17 @@ class Hooks(HttpToolsProtocol):
 
     def _delivery(self) -> Visit | None:
         """None for whatever has to go the long way."""
-        hook, parts, parser, headers = self._hook, self.url.split(b"/"), self.parser, dict(self.headers)
-        if hook is None or len(parts) != 4 or parts[1] != b"hooks" or parts[0]:
+        hook, parser = self._hook, self.parser
+        entrance = None if hook is None else hook.doors.at(self.url)
+        if hook is None or entrance is None or self._owes:
             return None
-        if parser.should_upgrade() or parser.get_http_version() != "1.1" or b"expect" in headers or self._owes:
+        method, headers = parser.get_method().decode("ascii"), dict(self.headers)
+        if method not in entrance.door.methods or parser.should_upgrade() or parser.get_http_version() != "1.1":
             return None
         length = headers.get(b"content-length", b"")
-        if not length.isdigit() or int(length) > hook.body_limit:
+        if b"expect" in headers or not length.isdigit() or int(length) > hook.body_limit:
             return None
-        received_at = now()
-        entrance = hook.doors.find(parts[2].decode("latin-1"), parts[3].decode("latin-1"), received_at)
-        method = parser.get_method().decode("ascii")
-        if entrance is None or method not in entrance.door.methods:
-            return None
-        return Visit(entrance, method, received_at, parser.should_keep_alive())
+        return Visit(entrance, method, present(), parser.should_keep_alive())
 
     @property
     def _owes(self) -> bool:
@@ -199,11 +207,14 @@ class Hooks(HttpToolsProtocol):
         visit.response_complete = True
         if self.transport.is_closing():
             return
-        self.transport.write(self._rendered(answer, visit.keep_alive))
+        self.transport.write(rendered(answer, visit.keep_alive, *self.server_state.default_headers))
         if not visit.keep_alive:
             self.transport.close()
         self.on_response_complete()
 
-    def _rendered(self, answer: Answer, keep_alive: bool) -> bytes:
-        always = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-        return b"".join((STATUS_LINE[answer.status], *always, answer.lines, b"\r\n" if keep_alive else CLOSE))
+
+@lru_cache(maxsize=16)
+def rendered(answer: Answer, keep_alive: bool, *default_headers: tuple[bytes, bytes]) -> bytes:
+    """An answer on the wire. It is the same for all until the clock's next second."""
+    always = [b"%b: %b\r\n" % header for header in default_headers]
+    return b"".join((STATUS_LINE[answer.status], *always, answer.lines, b"\r\n" if keep_alive else CLOSE))

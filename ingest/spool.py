@@ -172,6 +172,7 @@ class OnDisk:
                 self._keep(batch)
             if errand is not None:
                 errand()
+            del batch, errand  # or they would be held until the next ones come
 
     def _gathered(self) -> tuple[list[Waiting], Callable[[], None] | None]:
         """Everything that waits, up to the first errand."""

@@ -121,6 +121,12 @@ class Line:
         self._members.clear()
         return here
 
+    def let_go(self) -> None:
+        """Forgets those at the front who wait no longer. Otherwise they would lie here until the timer looks, thousands
+        under load: memory that no processor's cache can hold, and that is then freed in one long moment."""
+        while self._members and not self._holds(self._members[0]):
+            self._members.popleft()
+
     def __bool__(self) -> bool:
         return any(map(self._holds, self._members))
 
@@ -129,8 +135,7 @@ class Line:
 
     def _look(self) -> None:
         self._timer = None
-        while self._members and not self._holds(self._members[0]):
-            self._members.popleft()
+        self.let_go()
         if self._members and self._members[0].since + self._patience <= self._loop.time():
             self._overdue()
         if self._members and self._timer is None:

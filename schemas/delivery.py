@@ -80,7 +80,8 @@ class RawDelivery:
     def pack(self) -> bytes:
         """The form in the inbox. See `packed`."""
         headers = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers)
-        return packed(self.endpoint, self.method, self.received_at, headers, self.body)
+        received_at = (self.received_at - EPOCH) // MICROSECOND
+        return packed(self.endpoint, self.method, received_at, headers, self.body)
 
     @classmethod
     def unpack(cls, delivery_id: UUID, entry: bytes) -> RawDelivery:
@@ -105,15 +106,13 @@ class RawDelivery:
         )
 
 
-def packed(
-    endpoint: str, method: str, received_at: datetime, headers: Iterable[tuple[bytes, bytes]], body: bytes
-) -> bytes:
+def packed(endpoint: str, method: str, received_at: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
     """A request as it waits in the inbox: a start line of our own, the headers, a blank line, the body untouched.
 
-    It reads like the request that it is, costs no JSON, and a body never needs escaping.
+    It reads like the request that it is, costs no JSON, and a body never needs escaping. `received_at` in microseconds
+    since 1970, UTC.
     """
-    microseconds = (received_at - EPOCH) // MICROSECOND
-    start = f"reservoir/1 {endpoint} {method} {microseconds}".encode("latin-1")
+    start = f"reservoir/1 {endpoint} {method} {received_at}".encode("latin-1")
     return b"\r\n".join((start, *map(b": ".join, headers), b"", body))
 
 
@@ -156,10 +155,10 @@ class _Clock:
     def tick(self) -> int:
         """Milliseconds in the upper bits, the 12 bits of fraction in the lower ones."""
         with self._lock:
-            milliseconds, rest = divmod(time.time_ns(), 1_000_000)
-            now = milliseconds << 12 | (rest << 12) // 1_000_000
-            self._last = max(now, self._last + 1)
-            return self._last
+            now = (time.time_ns() << 12) // 1_000_000
+            last = self._last
+            self._last = last = now if now > last else last + 1
+            return last
 
 
 _clock = _Clock()
@@ -169,18 +168,13 @@ os.register_at_fork(after_in_child=_chance.seed)  # two processes must not go on
 
 def new_id() -> UUID:
     """A UUID of version 7 (RFC 9562, method 3: the fraction of the millisecond stands in `rand_a`)."""
-    return UUID(int=_new_number())
+    return UUID(new_id_text())
 
 
 def new_id_text() -> str:
     """The same as text, for who has no use for the object."""
-    digits = f"{_new_number():032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _new_number() -> int:
-    tick = _clock.tick()
-    return (tick >> 12) << 80 | 7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | _chance.getrandbits(62)
+    tick, chance = f"{_clock.tick():015x}", f"{0b10 << 62 | _chance.getrandbits(62):016x}"
+    return f"{tick[:8]}-{tick[8:12]}-7{tick[12:]}-{chance[:4]}-{chance[4:]}"
 
 
 def first_id_after(moment: datetime) -> UUID:
@@ -192,3 +186,8 @@ def first_id_after(moment: datetime) -> UUID:
 def now() -> datetime:
     """The present moment, UTC."""
     return datetime.now(UTC)
+
+
+def present() -> int:
+    """The same in microseconds since 1970, for who only writes it down."""
+    return time.time_ns() // 1000

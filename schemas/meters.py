@@ -37,11 +37,15 @@ _VALUE: Final = struct.Struct("dd")
 
 Labels = tuple[str, ...]
 """In the order in which the metric names them."""
+Numbers = list[float]
+"""Of a counter the count; of a histogram how many fell into each bucket, and the sum. Who counts often may hold them
+and add to them by itself, from one thread only: no look-up, no lock."""
 
 
 class Meters(Protocol):
     """Counts; `write` makes them known."""
 
+    def numbers(self, metric: Metric, labels: Labels) -> Numbers: ...
     def add(self, metric: Metric, labels: Labels, by: float = 1.0) -> None: ...
     def observe(self, metric: Metric, labels: Labels, value: float) -> None: ...
     def write(self) -> None: ...
@@ -49,6 +53,9 @@ class Meters(Protocol):
 
 class Off:
     """Nobody wants to know."""
+
+    def numbers(self, metric: Metric, labels: Labels) -> Numbers:
+        return _zeros(metric)
 
     def add(self, metric: Metric, labels: Labels, by: float = 1.0) -> None:
         pass
@@ -68,43 +75,49 @@ class InFiles:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{kind}-{os.getpid()}-{uuid4().hex[:8]}"
         self._alive = _locked(directory / f"{name}.lock")
-        self._counts: dict[tuple[Metric, Labels], float] = {}
-        self._spreads: dict[tuple[Metric, Labels], list[float]] = {}
-        """Of each histogram how many fell into each bucket, and the sum."""
+        self._numbers: dict[tuple[Metric, Labels], Numbers] = {}
         self._counters = Sheet(directory / f"{Kind.COUNTER}_{name}.db")
         self._histograms = Sheet(directory / f"{Kind.HISTOGRAM}_{name}.db")
         self._lock = Lock()
         self._writing = Lock()
 
-    def add(self, metric: Metric, labels: Labels, by: float = 1.0) -> None:
-        key = metric, labels
+    def numbers(self, metric: Metric, labels: Labels) -> Numbers:
         with self._lock:
-            self._counts[key] = self._counts.get(key, 0.0) + by
+            return self._numbers.setdefault((metric, labels), _zeros(metric))
+
+    def add(self, metric: Metric, labels: Labels, by: float = 1.0) -> None:
+        numbers = self.numbers(metric, labels)
+        with self._lock:
+            numbers[0] += by
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        key = metric, labels
+        numbers = self.numbers(metric, labels)
         with self._lock:
-            spread = self._spreads.get(key)
-            if spread is None:
-                spread = self._spreads[key] = [0.0] * (len(metric.buckets) + 2)
-            spread[bisect_left(metric.buckets, value)] += 1.0
-            spread[-1] += value
+            observed(metric, numbers, value)
 
     def write(self) -> None:
         """Never raises: what cannot be written now is written the next time. It takes as long as the disk does, and
         whoever counts does not wait for it."""
         with self._writing:
             with self._lock:
-                counts = dict(self._counts)
-                spreads = {key: list(spread) for key, spread in self._spreads.items()}
-            for (metric, labels), count in counts.items():
-                self._counters.set(_counter(metric, labels), count)
-            for (metric, labels), spread in spreads.items():
-                for name, count in zip(_spread(metric, labels), spread, strict=True):
-                    self._histograms.set(name, count)
+                seen = {key: list(numbers) for key, numbers in self._numbers.items()}
+            for (metric, labels), numbers in seen.items():
+                sheet = self._histograms if metric.kind is Kind.HISTOGRAM else self._counters
+                for name, number in zip(_names(metric, labels), numbers, strict=True):
+                    sheet.set(name, number)
             with suppress(OSError):
                 self._counters.write()
                 self._histograms.write()
+
+
+def observed(metric: Metric, numbers: Numbers, value: float) -> None:
+    """One more value of a histogram."""
+    numbers[bisect_left(metric.buckets, value)] += 1.0
+    numbers[-1] += value
+
+
+def _zeros(metric: Metric) -> Numbers:
+    return [0.0] * (len(metric.buckets) + 2 if metric.kind is Kind.HISTOGRAM else 1)
 
 
 def meters(kind: str, environment: Mapping[str, str] = os.environ) -> Meters:
@@ -196,21 +209,14 @@ def _entry(name: bytes) -> bytes:
 
 
 @cache
-def _counter(metric: Metric, labels: Labels) -> str:
-    return _name(metric.name.removesuffix("_total"), metric.name, metric, _told(metric, labels))
-
-
-@cache
-def _spread(metric: Metric, labels: Labels) -> list[str]:
-    """The buckets, then the sum."""
-    told = _told(metric, labels)
+def _names(metric: Metric, labels: Labels) -> list[str]:
+    """Of its numbers: of a histogram the buckets, then the sum."""
+    told = dict(zip(metric.labels, labels, strict=True))
+    if metric.kind is not Kind.HISTOGRAM:
+        return [_name(metric.name.removesuffix("_total"), metric.name, metric, told)]
     bounds = [*map(str, metric.buckets), "+Inf"]
     buckets = [_name(metric.name, f"{metric.name}_bucket", metric, {**told, "le": bound}) for bound in bounds]
     return [*buckets, _name(metric.name, f"{metric.name}_sum", metric, told)]
-
-
-def _told(metric: Metric, labels: Labels) -> dict[str, str]:
-    return dict(zip(metric.labels, labels, strict=True))
 
 
 def _name(family: str, sample: str, metric: Metric, labels: Mapping[str, str]) -> str:

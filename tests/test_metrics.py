@@ -41,7 +41,7 @@ from ingest.settings import Settings
 from ingest.waiting import Row
 from schemas import metrics as names
 from schemas.acks import ACKS
-from schemas.delivery import INBOX, new_id, now, packed
+from schemas.delivery import EPOCH, INBOX, new_id, now, packed
 from schemas.endpoints import Endpoint, parse, path
 from schemas.meters import DIRECTORY, InFiles, Off, meters
 from schemas.metrics import ACK, ALL, REQUESTS, SETTLED, Kind, Metric
@@ -458,7 +458,11 @@ def test_a_look_at_postgres(engine: Engine) -> None:
 
 
 def row(at: datetime, body: bytes = b"[]") -> Row:
-    return Row(str(new_id()), "synthesisvr", packed("arcade", "POST", at, [(b"host", b"x")], body))
+    return Row(
+        str(new_id()),
+        "synthesisvr",
+        packed("arcade", "POST", (at - EPOCH) // timedelta(microseconds=1), [(b"host", b"x")], body),
+    )
 
 
 def test_an_open_segment_without_requests_is_no_spool_in_use(tmp_path: Path) -> None:

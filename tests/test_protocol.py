@@ -278,6 +278,7 @@ def test_a_mistake_at_the_head_is_one_too(
 ) -> None:
     """The long way meets it as well."""
     app = built(services)
+    monkeypatch.setattr(app.hook.doors, "at", stumble)
     monkeypatch.setattr(app.hook.doors, "find", stumble)
     with serving(app, SHORT) as url:
         assert conversation(url, post(b"{}", b"Connection: close")).startswith(b"HTTP/1.1 500 ")

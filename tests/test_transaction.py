@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from redis import exceptions
 from serving import listening
 
 from ingest.inbox import connect
-from ingest.transaction import Wire, command
+from ingest.transaction import Wire, Wires, command
 from tests.certificates import self_signed
 
 MOMENT = 2.0
@@ -36,6 +36,16 @@ def with_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
+async def execute(wire: Wire, commands: Sequence[bytes], patience: float = MOMENT) -> None:
+    """What became of it, as who waits would have it."""
+    told: asyncio.Queue[Exception | None] = asyncio.Queue()
+    wire.send(commands, patience, told.put_nowait)
+    error = await told.get()
+    assert told.empty()
+    if error is not None:
+        raise error
+
+
 @given(words=st.lists(st.binary(max_size=40), max_size=5))
 def test_a_command_is_spelled_as_redis_py_spells_it(words: list[bytes]) -> None:
     """Whatever is in it: line ends, dollars, nothing at all."""
@@ -48,7 +58,7 @@ def test_all_of_it_is_done_again_and_again(redis: redis_py.Redis, redis_url: str
 
     async def work(wire: Wire) -> None:
         for number in range(3):
-            await wire.execute([command(b"HSET", b"h", b"%d" % number, b"\r\n+OK\r\n"), command(b"LPUSH", b"l", b"x")])
+            await execute(wire, [command(b"HSET", b"h", b"%d" % number, b"\r\n+OK\r\n"), command(b"LPUSH", b"l", b"x")])
         assert not wire.closed
 
     with_wire(redis_url, work)
@@ -62,7 +72,7 @@ def test_what_redis_does_not_take_undoes_all_of_it(redis: redis_py.Redis, redis_
 
     async def work(wire: Wire) -> None:
         with pytest.raises(exceptions.OutOfMemoryError):
-            await wire.execute([command(b"HSET", b"h", b"a", b"b"), command(b"LPUSH", b"l", b"x")])
+            await execute(wire, [command(b"HSET", b"h", b"a", b"b"), command(b"LPUSH", b"l", b"x")])
         assert wire.closed
 
     try:
@@ -78,22 +88,21 @@ def test_a_key_of_another_kind_is_an_error(redis: redis_py.Redis, redis_url: str
 
     async def work(wire: Wire) -> None:
         with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
-            await wire.execute([command(b"LPUSH", b"l", b"x")])
+            await execute(wire, [command(b"LPUSH", b"l", b"x")])
 
     with_wire(redis_url, work)
 
 
-def test_what_is_cancelled_leaves_no_reply_for_the_next_one(redis: redis_py.Redis, redis_url: str) -> None:
+def test_what_takes_too_long_leaves_no_reply_for_the_next_one(redis: redis_py.Redis, redis_url: str) -> None:
     """A reply that comes later would be taken for another group's."""
 
     async def work(wire: Wire) -> None:
         redis.client_pause(500)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await wire.execute([command(b"LPUSH", b"l", b"x")])
+            await execute(wire, [command(b"LPUSH", b"l", b"x")], patience=0.1)
         assert wire.closed
         with pytest.raises((exceptions.RedisError, OSError)):
-            await wire.execute([command(b"LPUSH", b"l", b"y")])
+            await execute(wire, [command(b"LPUSH", b"l", b"y")])
 
     with_wire(redis_url, work)
 
@@ -129,7 +138,7 @@ def test_every_end_of_a_reply(said: list[bytes], error: str | None) -> None:
             connection.recv(1)
 
     async def work(wire: Wire) -> None:
-        transaction = wire.execute([command(b"LPUSH", b"l", b"x")])
+        transaction = execute(wire, [command(b"LPUSH", b"l", b"x")])
         if error is None:
             await transaction
             return
@@ -161,8 +170,126 @@ def test_tls_stays_the_librarys(tmp_path: Path) -> None:
             connection.recv(1)
 
     async def work(wire: Wire) -> None:
-        await wire.execute([command(b"LPUSH", b"l", b"x" * 100_000)])
+        await execute(wire, [command(b"LPUSH", b"l", b"x" * 100_000)])
 
     with listening(redis_says) as port:
         with_wire(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", work)
     assert heard.count(b"x") >= 100_000
+
+
+# --- several of them -----------------------------------------------------------------------------------------------
+
+
+def with_wires(url: str, work: Callable[[Wires], Awaitable[None]], patience: float = MOMENT) -> None:
+    async def run() -> None:
+        client = connect(url, patience, 8)
+        wires = Wires(client, patience)
+        try:
+            async with asyncio.timeout(2 * MOMENT):
+                await work(wires)
+        finally:
+            wires.close()
+            await client.aclose()
+            await asyncio.sleep(0)
+            assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+def push(name: bytes) -> list[bytes]:
+    return [command(b"LPUSH", b"l", name)]
+
+
+def test_one_connection_serves_those_who_take_turns(redis: redis_py.Redis, redis_url: str) -> None:
+    """Another one is opened for who comes meanwhile."""
+
+    async def work(wires: Wires) -> None:
+        before = len(redis.client_list())
+        for number in range(3):
+            await wires.execute(push(b"%d" % number))
+        assert len(redis.client_list()) == before + 1
+        await asyncio.gather(*(wires.execute(push(b"together")) for _ in range(3)))
+        assert len(redis.client_list()) == before + 3
+
+    with_wires(redis_url, work)
+    assert redis.lrange("l", 0, -1) == [b"together"] * 3 + [b"2", b"1", b"0"]
+
+
+def test_who_is_told_may_send_the_next_one_at_once(redis: redis_py.Redis, redis_url: str) -> None:
+    """Over the same connection."""
+    told: list[Exception | None] = []
+
+    async def work(wires: Wires) -> None:
+        done = asyncio.Event()
+        before = len(redis.client_list())
+
+        def next_one(error: Exception | None) -> None:
+            told.append(error)
+            if len(told) < 5:
+                wires.send(push(b"%d" % len(told)), next_one)
+            else:
+                done.set()
+
+        wires.send(push(b"0"), next_one)
+        await done.wait()
+        assert len(redis.client_list()) == before + 1
+
+    with_wires(redis_url, work)
+    assert told == [None] * 5
+    assert redis.lrange("l", 0, -1) == [b"4", b"3", b"2", b"1", b"0"]
+
+
+def test_a_connection_that_was_lost_is_replaced(redis: redis_py.Redis, redis_url: str) -> None:
+    """One that is idle is missed by nobody; one that is in use fails what it carries."""
+
+    async def work(wires: Wires) -> None:
+        await wires.execute(push(b"before"))
+        redis.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.05)
+        await wires.execute(push(b"afterwards"))
+        redis.client_pause(60_000, all=False)
+        try:
+            in_use = asyncio.create_task(wires.execute(push(b"in use")))
+            await asyncio.sleep(0.05)
+            redis.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(exceptions.ConnectionError):
+                await in_use
+        finally:
+            redis.client_unpause()
+        await wires.execute(push(b"at last"))
+
+    with_wires(redis_url, work)
+    assert redis.lrange("l", 0, -1) == [b"at last", b"afterwards", b"before"]
+
+
+def test_who_goes_away_does_not_undo_it(redis: redis_py.Redis, redis_url: str) -> None:
+    """And the reply that comes later is for nobody else."""
+
+    async def work(wires: Wires) -> None:
+        await wires.execute(push(b"before"))
+        leaving = asyncio.create_task(wires.execute(push(b"left")))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await wires.execute(push(b"stayed"))
+        await asyncio.sleep(0.05)
+
+    with_wires(redis_url, work)
+    assert sorted(redis.lrange("l", 0, -1)) == [b"before", b"left", b"stayed"]
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_nobody_is_told_after_the_end(redis: redis_py.Redis, redis_url: str, greets: bool) -> None:
+    """Neither while a connection opens, nor while one is in use: who would be told is at its end as well."""
+    told: list[Exception | None] = []
+
+    async def work(wires: Wires) -> None:
+        if greets:
+            await wires.execute(push(b"before"))
+        redis.client_pause(500)
+        wires.send(push(b"too late"), told.append)
+        await asyncio.sleep(0.05)
+        wires.close()
+        await asyncio.sleep(0.6)
+        assert told == []
+
+    with_wires(redis_url, work, patience=0.2)
