@@ -142,7 +142,7 @@ class Inbox:
     async def aclose(self) -> None:
         if self._probe is not None:
             await ended(self._probe)
-        self._hurried_wires.close()
-        self._calm_wires.close()
+        await self._hurried_wires.aclose()
+        await self._calm_wires.aclose()
         await self._hurried.aclose()
         await self._calm.aclose()

@@ -16,6 +16,8 @@ from redis import exceptions
 from redis._parsers import BaseParser
 from redis.asyncio import Redis
 
+from ingest.ending import ended
+
 MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
@@ -78,19 +80,18 @@ class Wires:
             self._send(wire, commands, until - loop.time(), then)
 
     def _send(self, wire: Wire, commands: Sequence[bytes], patience: float, then: Then) -> None:
-        def ended(error: Exception | None) -> None:
+        def told(error: Exception | None) -> None:
             self._taken.discard(wire)
             if error is None:
                 self._idle.append(wire)  # first of all: who is told may want to send the next one
             then(error)
 
         self._taken.add(wire)
-        wire.send(commands, patience, ended)
+        wire.send(commands, patience, told)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Nobody is told of what was under way."""
-        for task in self._opening:
-            task.cancel()
+        await ended(*self._opening)  # first: one that comes to its end all the same leaves a connection behind
         for wire in (*self._idle, *self._taken):
             wire.close()
 
@@ -127,7 +128,10 @@ class Wire(asyncio.Protocol):
             return
         self._wanted = len(commands)
         self._timer = asyncio.get_running_loop().call_later(patience, self._end, TimeoutError())
-        self._transport.write(b"".join((MULTI, *commands, EXEC)))
+        try:
+            self._transport.write(b"".join((MULTI, *commands, EXEC)))
+        except Exception as error:  # noqa: BLE001  whatever it is, who waits is told of it here, and once
+            self._end(error)
 
     def close(self) -> None:
         """Who waits for a reply is not told."""

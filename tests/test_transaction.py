@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as redis_py
@@ -107,6 +108,21 @@ def test_what_takes_too_long_leaves_no_reply_for_the_next_one(redis: redis_py.Re
     with_wire(redis_url, work)
 
 
+def test_what_cannot_be_written_is_told_once(redis: redis_py.Redis, redis_url: str) -> None:
+    """And at once, not when the patience is over."""
+    told: list[Exception | None] = []
+
+    async def work(wire: Wire) -> None:
+        unspeakable: Any = ["no bytes"]
+        wire.send(unspeakable, 0.1, told.append)
+        assert [type(error) for error in told] == [TypeError]
+        assert wire.closed
+        await asyncio.sleep(0.2)
+        assert len(told) == 1
+
+    with_wire(redis_url, work)
+
+
 @pytest.mark.parametrize(
     ("said", "error"),
     [
@@ -188,9 +204,8 @@ def with_wires(url: str, work: Callable[[Wires], Awaitable[None]], patience: flo
             async with asyncio.timeout(2 * MOMENT):
                 await work(wires)
         finally:
-            wires.close()
+            await wires.aclose()
             await client.aclose()
-            await asyncio.sleep(0)
             assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(run())
@@ -288,8 +303,28 @@ def test_nobody_is_told_after_the_end(redis: redis_py.Redis, redis_url: str, gre
         redis.client_pause(500)
         wires.send(push(b"too late"), told.append)
         await asyncio.sleep(0.05)
-        wires.close()
+        await wires.aclose()
         await asyncio.sleep(0.6)
         assert told == []
 
     with_wires(redis_url, work, patience=0.2)
+
+
+def test_a_connection_that_opens_at_the_end_is_closed(redis: redis_py.Redis, redis_url: str) -> None:
+    """Whenever the end comes: the library now and then loses the cancellation of who opens it."""
+
+    async def work(wires: Wires) -> None:
+        before = len(redis.client_list())
+        for number in range(200):
+            wires.send(push(b"x"), told.append)
+            await asyncio.sleep(number * 1e-5)
+            await wires.aclose()
+            said = len(told)
+            await asyncio.sleep(0.001)
+            assert len(told) == said
+        async with asyncio.timeout(MOMENT):
+            while len(redis.client_list()) > before:
+                await asyncio.sleep(0.01)
+
+    told: list[Exception | None] = []
+    with_wires(redis_url, work)
