@@ -1,6 +1,6 @@
 """What a run stands on: a Redis and a PostgreSQL of its own, the venues, and processes of the Procfile on chosen cores.
 
-Where there are two cores, the first belongs to the client and to Redis, the second to what is measured. Knows no
+Where there are two cores, one belongs to the client and to Redis, one to what is measured (`bench.cores`). Knows no
 contender and no figure.
 """
 
@@ -23,6 +23,7 @@ import psycopg
 import redis
 from psycopg import sql
 
+from bench.cores import cores
 from console.processes import PROJECT, environment_of, procfile
 from console.services import Embedded, bound_to_parent
 from console.trial import toml
@@ -121,7 +122,7 @@ class Ground:
     ) -> None:
         self.folder = folder
         self.secret = secrets.token_urlsafe(32)
-        self.client_core, self.server_core = cores()
+        self.client_core, self.server_core = cores(folder)
         self._venues = venues
         self._embedded = Embedded(folder / "state", with_postgres=with_postgres)
         self._with_postgres = with_postgres
@@ -285,28 +286,6 @@ class Ground:
         started = self._embedded.servers[name].process
         assert started is not None
         return psutil.Process(started.pid)
-
-
-def cores() -> tuple[int | None, int | None]:
-    """The client's and Redis's core, and the core of what is measured; None where they cannot be told apart."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None, None
-    ours = sorted(os.sched_getaffinity(0))
-    return (ours[0], ours[1]) if len(ours) > 1 else (None, None)
-
-
-@contextmanager
-def here(core: int | None) -> Iterator[None]:
-    """This thread works on that core for as long as the context lasts."""
-    if core is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _move(pid: int, to: set[int]) -> None:

@@ -38,7 +38,8 @@ def facts_of(ground: Ground) -> dict[str, Any]:
         "servers": ground.versions(),
         "file_system": _file_system(ground.folder),
         "sync_ms": round(sync_ms(ground.folder), 3),
-        "cores_apart": ground.client_core is not None,
+        "client_core": ground.client_core,
+        "server_core": ground.server_core,
     }
 
 

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 import redis
 
 from bench.contenders import Contender, receiver
+from bench.cores import here
 from bench.figures import CONNECTIONS, Figure, InboxMemory, Soak
-from bench.ground import Ground, Running, cpu_seconds, here
+from bench.ground import Ground, Running, cpu_seconds
 from bench.load import Load
 from bench.others import Others
 from schemas.delivery import INBOX

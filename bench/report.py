@@ -103,7 +103,12 @@ def as_markdown(told: Mapping[str, Any]) -> str:
 
 def _about(told: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {one}" for name, one in {**told["servers"], **told["libraries"]}.items())
-    apart = "client and Redis on one core, what is measured on another" if told["cores_apart"] else "cores shared"
+    apart = (
+        "cores shared"
+        if told["client_core"] is None
+        else f"client, Redis and the disk's interrupts on core {told['client_core']}, what is measured on core "
+        f"{told['server_core']}"
+    )
     return (
         f"{told['date']}: {told['machine']}, {told['processor']}, kernel {told['kernel']}; {told['file_system']}, "
         f"where a small write is synced in {told['sync_ms']:g} ms; {apart}. {versions}.\n\n"

@@ -33,6 +33,8 @@ SETTINGS: Final = {
     "locking_mode": "EXCLUSIVE",
     "synchronous": "FULL",
     "cell_size_check": "ON",
+    # KiB, instead of 2,000. All is written once, and read once and in order: a larger one would only cost memory.
+    "cache_size": "-256",
     "trusted_schema": "OFF",
 }
 FIRST: Final = {"page_size": str(PAGE), "journal_mode": "WAL"}

@@ -24,7 +24,10 @@ EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
 def command(*words: bytes) -> bytes:
     """A command as Redis reads it."""
-    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+    pieces = [b"*%d\r\n" % len(words)]
+    for word in words:
+        pieces += (b"$%d\r\n" % len(word), word, b"\r\n")
+    return b"".join(pieces)
 
 
 Then = Callable[[Exception | None], None]

@@ -25,6 +25,7 @@ from bench import load as client
 from bench import report
 from bench.__main__ import PARTS, QUICK, Size, _parser, _size
 from bench.contenders import BODY, OTHERS, Kept, contenders, receiver, request
+from bench.cores import by_core, cores, here, interrupted
 from bench.figures import (
     BARE,
     NO_OP,
@@ -40,7 +41,7 @@ from bench.figures import (
     middle,
     ratio,
 )
-from bench.ground import Ground, here
+from bench.ground import Ground
 from bench.load import Asked, Load, answer, load, quantile
 from bench.others import Others, SmallWrites
 from bench.plot import Bar, NoPlot, draw, panels
@@ -177,7 +178,8 @@ FACTS = {
     "servers": {"Redis": "7.0"},
     "file_system": "ext4",
     "sync_ms": 0.8,
-    "cores_apart": True,
+    "client_core": 1,
+    "server_core": 0,
 }
 
 
@@ -393,6 +395,35 @@ def test_all_are_asked_the_same_by_servers_of_the_same_kind(ground: Ground) -> N
     assert 450 < len(BODY) < 550
     assert body == BODY
     assert b"\r\nContent-Length: %d\r\n" % len(BODY) in head
+
+
+INTERRUPTS = """\
+           CPU0       CPU2
+ 28:         %d          0 PCI-MSIX-0000:00:01.0   0-edge      virtio0-config
+ 36:          7         %d PCI-MSIX-0000:00:02.0   1-edge      virtio1-req.0
+LOC:      90000          0   Local timer interrupts
+ERR:          0
+"""
+
+
+def test_the_disks_interrupts_belong_to_redis_and_the_client() -> None:
+    """Its core is the one on which they fell; where they tell nothing, the first."""
+    quiet, busy, elsewhere = INTERRUPTS % (5, 11), INTERRUPTS % (6, 411), INTERRUPTS % (405, 11)
+    assert by_core(busy) == {0: 13, 2: 411}
+    assert interrupted(quiet, busy, [0, 2]) == 2
+    assert interrupted(quiet, elsewhere, [0, 2]) == 0
+    assert interrupted(quiet, INTERRUPTS % (5, 111), [0, 2]) == 0
+    assert interrupted("", "", [1, 3]) == 1
+    assert interrupted(quiet, busy, [0, 1]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its core")
+def test_two_cores_are_told_apart(tmp_path: Path) -> None:
+    """Both ours, and we may go where we could go before."""
+    before = os.sched_getaffinity(0)
+    chosen = cores(tmp_path)
+    assert os.sched_getaffinity(0) == before
+    assert chosen == (None, None) if len(before) == 1 else len(before & set(chosen)) == 2
 
 
 @pytest.mark.services

@@ -84,7 +84,15 @@ def test_how_it_is_written(segment: Segment) -> None:
     assert segment._connection is not None
     held = {
         name: segment._connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("journal_mode", "synchronous", "locking_mode", "max_page_count", "page_size", "cell_size_check")
+        for name in (
+            "journal_mode",
+            "synchronous",
+            "locking_mode",
+            "max_page_count",
+            "page_size",
+            "cell_size_check",
+            "cache_size",
+        )
     }
     assert held == {
         "journal_mode": "wal",
@@ -93,6 +101,7 @@ def test_how_it_is_written(segment: Segment) -> None:
         "max_page_count": 64 * MIB // PAGE,
         "page_size": PAGE,
         "cell_size_check": 1,
+        "cache_size": -256,
     }
 
 
