@@ -51,7 +51,7 @@ def interrupted(before: str, after: str, ours: Sequence[int]) -> int:
 
 
 def by_core(told: str) -> Mapping[int, int]:
-    """Core → how often devices have interrupted it: their lines begin with a number, the processor's own with a word."""
+    """Core → how often devices have interrupted it: their lines begin with a number, other ones with a word."""
     head, *lines = told.splitlines() or [""]
     names = [int(name) for name in re.findall(r"CPU(\d+)", head)]
     counts = dict.fromkeys(names, 0)
