@@ -26,7 +26,7 @@ from schemas.logs import log
 Result = TypeVar("Result")
 
 ROUND_EVERY: Final = 1.0
-"""Seconds between two looks into the spool."""
+"""Seconds between two looks into the spool, where Redis has not come back meanwhile."""
 ROUND_AT_LAST: Final = 10.0
 """Seconds, where one round after another has failed."""
 STOP_WITHIN: Final = 2.0
@@ -65,7 +65,10 @@ class Drainer:
                     log.error("drain-failed", error=type(error).__name__)
                     done = False
             pause = ROUND_EVERY if done else min(2 * pause, ROUND_AT_LAST)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._keeper.mended.wait()
+            self._keeper.mended.clear()
 
     async def _round(self) -> bool:
         """Everything that is spooled now, the oldest first. False where something went wrong."""

@@ -14,7 +14,7 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
 
     One cancellation is not enough. redis-py sends through `asyncio.wait_for`, and before Python 3.12 that loses one
     that comes when the command is just on its way; a loop that has lost its only one would be waited for until the
-    process is killed. All loops here sleep between two looks, where none is lost.
+    process is killed. All loops here rest between two looks, where none is lost.
     """
     left = set(tasks)
     while left:

@@ -34,11 +34,13 @@ DURABLE: Final = {
 }
 """What Redis must be set to, or a 2xx promises more than it keeps."""
 
+SILENT: Final = "silent"
+"""The one reason that may be over in a moment."""
 REASONS: Final = (
     (exceptions.BusyLoadingError, "loading"),
     (exceptions.OutOfMemoryError, "full"),
     (exceptions.ReadOnlyError, "read-only"),
-    ((exceptions.TimeoutError, TimeoutError), "silent"),
+    ((exceptions.TimeoutError, TimeoutError), SILENT),
     ((exceptions.ConnectionError, OSError), "refused"),
 )
 """Why Redis did not take a write, in a word; the first that fits."""

@@ -4,27 +4,35 @@ While one MULTI is under way, arrivals gather; when it returns, the next goes ou
 it is quiet a group is one request, and when the event loop is busy a group takes along whom its next turns bring, until
 there are enough to be worth a sync: the rest is read while Redis works on them. When
 Redis fails, or is silent for longer than the patience, everything that waits for it goes to the spool at once, and what
-comes after goes there directly until Redis is well again. Knows no HTTP.
+comes after goes there directly until Redis is well again. Whom neither takes goes back to a Redis that has only just
+fallen silent, for as long as there is time. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from contextlib import suppress
 from typing import Final
 
 from ingest.breaker import Breaker
 from ingest.ending import ended
-from ingest.inbox import WAYS, Inbox, reason_of
+from ingest.inbox import SILENT, WAYS, Inbox, reason_of
 from ingest.spool import Spool
 from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, REDIS, SPOOL, Keeps, Line, Row, Then, Waiting
 from schemas.logs import log
 
 SPOOL_PATIENCE: Final = 0.8
 """Seconds that a request waits for the spool. With Redis before or after it, that is half of the shortest deadline."""
+MOMENT: Final = SPOOL_PATIENCE
+"""Seconds that a silence of Redis may last and still be taken for a pause: whom the spool refuses waits for its end, at
+most as long as a spool that hangs would keep it."""
 LOOK_EVERY: Final = 0.5
 """Seconds between two looks after Redis: whether it is back, and how full it is."""
+LOOK_SOON: Final = 0.05
+"""Seconds until the first look after the breaker has opened, and twice as many each time: most silences are a pause of
+the disk, and what is spooled meanwhile is late."""
 EMPTY_WITHIN: Final = 3.0
 """Seconds that the end waits for what is under way, which has its own limits and needs less."""
 
@@ -43,11 +51,17 @@ class Keeper(Keeps):
         """Groups."""
         self._one_forms = False
         """The next group takes along whom the next turns of the event loop bring."""
+        self._opened = asyncio.Event()
+        self.mended = asyncio.Event()
+        """Set when the breaker closes; who waits for that clears it."""
+        self._hope_until = math.inf
+        """Until when Redis may take what the spool refuses, by the loop's clock: always while it is well, for a moment
+        after it fell silent, and never where it refuses."""
         self._spool_hangs = False
 
     async def __aenter__(self) -> Keeper:
         self._loop = asyncio.get_running_loop()
-        self._at_redis = Line(REDIS, self._patience, lambda: self.failed("silent"))
+        self._at_redis = Line(REDIS, self._patience, lambda: self.failed(SILENT))
         self._at_spool = Line(SPOOL, SPOOL_PATIENCE, self._spool_is_silent)
         await self._spool.start(self._spooled)
         await self._look()
@@ -133,6 +147,7 @@ class Keeper(Keeps):
             if error is not None:
                 self.failed(reason_of(error))
                 return
+            self._hope_until = math.inf
             for waiting in group:
                 waiting.settle()
             self._at_redis.let_go()
@@ -145,11 +160,13 @@ class Keeper(Keeps):
 
     def failed(self, reason: str) -> None:
         """Redis did not take a write: nobody waits for it any longer."""
-        self._change(self._breaker.failed(reason, self._loop.time()))
+        now = self._loop.time()
+        self._change(self._breaker.failed(reason, now))
+        self._hope_until = min(self._hope_until, now + MOMENT) if reason == SILENT else -math.inf
         self._gathering.clear()
         for waiting in self._at_redis.take():
             if waiting.turned_away:
-                waiting.settle(f"redis: {reason}")
+                self._nowhere_to_go(waiting, f"redis: {reason}")
             else:
                 waiting.turned_away = True
                 self._to_spool(waiting)
@@ -183,20 +200,36 @@ class Keeper(Keeps):
     def _not_spooled(self, waiting: Waiting, failure: str) -> None:
         """Whom Redis has not turned away has one chance left, though it is not expected to be one."""
         if waiting.turned_away:
-            waiting.settle(failure)
+            self._nowhere_to_go(waiting, failure)
         else:
             waiting.turned_away = True
             self._to_redis(waiting)
 
+    def _nowhere_to_go(self, waiting: Waiting, failure: str) -> None:
+        """Neither place has taken it. A Redis that has only just fallen silent may wake up while there is time."""
+        waiting.failure = waiting.failure or failure
+        if self._loop.time() < min(self._hope_until, waiting.came + MOMENT):
+            self._to_redis(waiting)
+        else:
+            waiting.settle(waiting.failure)
+
     # --- the breaker -----------------------------------------------------------------------------------------
 
     async def _look_after_redis(self) -> None:
+        pause = LOOK_EVERY
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._opened.wait()
+            if self._opened.is_set():
+                self._opened.clear()
+                pause = LOOK_SOON
+                continue
             was_open = self.is_open
             await self._look()
             if was_open and not self.is_open:
                 await self._check_promise()
+            pause = min(2 * pause, LOOK_EVERY)
 
     async def _look(self) -> None:
         """Opens the breaker before a request has to find out, and closes it."""
@@ -207,6 +240,7 @@ class Keeper(Keeps):
         except Exception as error:  # noqa: BLE001  nor may the one end who closes the breaker
             self.failed(reason_of(error))
         else:
+            self._hope_until = math.inf
             self._change(self._breaker.well(memory, self._loop.time()))
 
     def _change(self, breaker: Breaker) -> None:
@@ -214,8 +248,10 @@ class Keeper(Keeps):
         if breaker == before:
             return
         if breaker.is_open:
+            self._opened.set()
             log.warning("breaker", state="open", reason=breaker.reason)
         else:
+            self.mended.set()
             seconds = round(breaker.since - before.since, 1)
             log.warning("breaker", state="closed", reason=before.reason, seconds=seconds)
 

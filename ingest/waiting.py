@@ -69,7 +69,7 @@ class Keeps(ABC):
 class Waiting:
     """A row, and who is to be told when it is on a disk."""
 
-    __slots__ = ("line", "place", "row", "settled", "since", "then", "turned_away")
+    __slots__ = ("came", "failure", "line", "place", "row", "settled", "since", "then", "turned_away")
 
     def __init__(self, row: Row, then: Then) -> None:
         self.row = row
@@ -77,10 +77,15 @@ class Waiting:
         self.settled = False
         self.turned_away = False
         """One of the two places could not take it; the other one is the last."""
+        self.failure = ""
+        """Why that one could not either, when it first said so."""
         self.line: Line | None = None
         self.place = ""
         """Where it stands in line, or stood when it was kept."""
+        self.came = 0.0
+        """When it joined its first line, by the loop's clock."""
         self.since = 0.0
+        """When it joined the one in which it stands."""
 
     def settle(self, failure: str | None = None) -> None:
         """Tells, once: what two places took was kept by the first one that says so."""
@@ -111,6 +116,7 @@ class Line:
         """To the end. Whoever joins another line, or is settled, has left this one."""
         waiting.line, waiting.place = self, self.place
         waiting.since = self._loop.time()
+        waiting.came = waiting.came or waiting.since
         self._members.append(waiting)
         if self._timer is None:
             self._timer = self._loop.call_later(self._patience, self._look)

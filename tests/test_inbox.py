@@ -22,7 +22,7 @@ from serving import free_port, listening, silent_server
 
 from ingest.ending import ended
 from ingest.inbox import WAYS, Inbox
-from ingest.keeper import SPOOL_PATIENCE, Keeper
+from ingest.keeper import MOMENT, SPOOL_PATIENCE, Keeper
 from ingest.nudge import Nudge
 from ingest.spool import Off, OnDisk, Spool
 from ingest.waiting import ENOUGH, GROUP, GROUP_BYTES, REDIS, SPOOL, NotDurable, Row, Waiting
@@ -330,6 +330,55 @@ def test_without_a_spool_who_waits_is_told_in_time(redis: redis_py.Redis, redis_
     with_keeper(redis_url, nudge, work, patience=0.2)
     assert {b"before", b"afterwards"} <= set(bodies(redis))
     assert b"waiting" not in bodies(redis)
+
+
+@pytest.mark.parametrize("disk", ["off", "full"])
+def test_a_short_silence_of_redis_is_waited_for(
+    disk: str, redis: redis_py.Redis, redis_url: str, nudge: Nudge, tmp_path: Path
+) -> None:
+    """Where the spool takes nothing, 150 ms are no reason to turn away a sender that waits for two seconds and never
+    comes again."""
+
+    large = [b"%d" % number + bytes(100_000) for number in range(100)]
+
+    async def work(keeper: Keeper) -> None:
+        tasks = await while_paused(redis, keeper, large)
+        await asyncio.sleep(0.4)
+        tasks.append(asyncio.create_task(keeper.keep(request(b"later" + bytes(100_000)))))
+        await asyncio.sleep(0)
+        redis.client_unpause()
+        assert {*await asyncio.gather(*tasks)} == {REDIS}
+
+    spool = Off() if disk == "off" else OnDisk(tmp_path, 1)
+    try:
+        with_keeper(redis_url, nudge, work, patience=0.15, spool=spool)
+    finally:
+        redis.client_unpause()
+    assert set(bodies(redis)) == {b"before", b"under way", b"later" + bytes(100_000), *large}
+    assert spooled(tmp_path) == []
+
+
+def test_a_long_silence_of_redis_is_not_waited_for(redis: redis_py.Redis, redis_url: str, nudge: Nudge) -> None:
+    """Whoever comes first waits for half of the shortest deadline, for all together; the others for the patience."""
+
+    async def work(keeper: Keeper) -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        tasks = await while_paused(redis, keeper, [b"waiting"] * 10)
+        assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} == {NotDurable}
+        assert MOMENT < loop.time() - begin < 1.5
+        taken = []
+        for _ in range(3):
+            begin = loop.time()
+            with pytest.raises(NotDurable, match="redis: silent"):
+                await keeper.keep(request(b"waiting"))
+            taken.append(loop.time() - begin)
+        assert sorted(taken)[1] < 0.4
+
+    try:
+        with_keeper(redis_url, nudge, work, patience=0.15)
+    finally:
+        redis.client_unpause()
 
 
 class Hanging(Off):

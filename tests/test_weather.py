@@ -185,6 +185,27 @@ def test_a_sender_that_hangs_up_while_redis_is_silent(own_redis: OwnRedis, spool
         arrived(own_redis, [b"before", *bodies])
 
 
+def test_what_a_pause_has_spooled_is_drained_when_it_is_over(own_redis: OwnRedis, spool: Path) -> None:
+    """Who asks for a booking a second later finds it: neither the looks after Redis nor the drainer keep it waiting. Of
+    several pauses, as the test machine has some of its own."""
+    with receiving(own_redis.url, spool_dir=spool) as receiver:
+        waited = [_until_drained(own_redis, receiver, b"pause %d" % number) for number in range(5)]
+    print("after a pause in the inbox within", *(f"{1000 * seconds:.0f}" for seconds in waited), "ms")
+    assert sorted(waited)[1] < 0.4
+
+
+def _until_drained(own: OwnRedis, receiver: Receiver, body: bytes) -> float:
+    """Seconds from Redis' return on."""
+    before = own.client.hlen(INBOX)
+    with hung(own):
+        assert receiver.post(body).status_code == 200
+    begin = time.monotonic()
+    assert eventually(lambda: own.client.hlen(INBOX) > before)
+    seconds = time.monotonic() - begin
+    assert eventually(lambda: receiver.client.get(f"{receiver.url}/readyz").text == "ready\n")
+    return seconds
+
+
 def test_a_long_outage_is_drained_in_seconds(own_redis: OwnRedis, spool: Path) -> None:
     """Five minutes at fifty a second; while it drains, live requests wait no longer than usual."""
     spool.mkdir()
