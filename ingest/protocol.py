@@ -169,8 +169,10 @@ class Hooks(HttpToolsProtocol):
     def _delivery(self) -> Visit | None:
         """None for whatever has to go the long way."""
         hook, parser = self._hook, self.parser
-        entrance = None if hook is None else hook.doors.at(self.url)
-        if hook is None or entrance is None or self._owes:
+        if hook is None or self._owes:
+            return None
+        entrance = hook.doors.at(self.url)
+        if entrance is None:
             return None
         method, headers = parser.get_method().decode("ascii"), dict(self.headers)
         if method not in entrance.door.methods or parser.should_upgrade() or parser.get_http_version() != "1.1":

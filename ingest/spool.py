@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol, TypeVar
 
 from ingest.segment import Segment, found, is_full, said
+from ingest.telling import tell, tell_error
 from ingest.waiting import Waiting
 from schemas.logs import log
 
@@ -146,19 +147,11 @@ class OnDisk:
         """Has the thread do it, after what it was given before."""
         answer: asyncio.Future[Result] = self._loop.create_future()
 
-        def told(result: Result | None, error: Exception | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)  # type: ignore[arg-type]
-
         def run() -> None:
             try:
-                self._tell(told, errand(), None)
+                self._in_loop(tell, answer, errand())
             except Exception as error:  # noqa: BLE001  it is the asker's
-                self._tell(told, None, error)
+                self._in_loop(tell_error, answer, error)
 
         self._arrivals.put(run)
         return answer
@@ -196,7 +189,7 @@ class OnDisk:
             self._write(lambda segment: segment.append(rows))
         except (NoSpool, sqlite3.Error, OSError) as error:
             failure = f"spool: {said(error)}"
-        self._tell(self._report, batch, failure)
+        self._in_loop(self._report, batch, failure)
 
     def _takes_a_write(self) -> bool:
         try:
@@ -261,6 +254,6 @@ class OnDisk:
         for segment in self._closed:
             segment.close()
 
-    def _tell(self, told: Callable[..., None], *news: object) -> None:
+    def _in_loop(self, call: Callable[..., None], *news: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
-            self._loop.call_soon_threadsafe(told, *news)
+            self._loop.call_soon_threadsafe(call, *news)

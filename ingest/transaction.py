@@ -17,6 +17,7 @@ from redis._parsers import BaseParser
 from redis.asyncio import Redis
 
 from ingest.ending import ended
+from ingest.telling import tell, tell_error
 
 MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
@@ -59,16 +60,7 @@ class Wires:
     async def execute(self, commands: Sequence[bytes]) -> None:
         """The same for who can wait. Raises RedisError, OSError, TimeoutError; who is cancelled does not undo it."""
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def tell(error: Exception | None) -> None:
-            if told.done():
-                return
-            if error is None:
-                told.set_result(None)
-            else:
-                told.set_exception(error)
-
-        self.send(commands, tell)
+        self.send(commands, lambda error: tell(told, None) if error is None else tell_error(told, error))
         await told
 
     async def _open_and_send(self, commands: Sequence[bytes], then: Then) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from ingest.telling import tell, tell_error
 from schemas.logs import log
 
 REDIS: Final = "redis"
@@ -53,16 +54,7 @@ class Keeps(ABC):
     async def keep(self, row: Row) -> str:
         """The same for who can wait: where it is kept. Raises NotDurable. Who is cancelled does not undo it either."""
         told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def tell(fate: str | NotDurable) -> None:
-            if told.done():
-                return
-            if isinstance(fate, NotDurable):
-                told.set_exception(fate)
-            else:
-                told.set_result(fate)
-
-        self.take(row, tell)
+        self.take(row, lambda fate: tell_error(told, fate) if isinstance(fate, NotDurable) else tell(told, fate))
         return await told
 
 

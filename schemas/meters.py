@@ -83,17 +83,22 @@ class InFiles:
 
     def numbers(self, metric: Metric, labels: Labels) -> Numbers:
         with self._lock:
-            return self._numbers.setdefault((metric, labels), _zeros(metric))
+            return self._of(metric, labels)
 
     def add(self, metric: Metric, labels: Labels, by: float = 1.0) -> None:
-        numbers = self.numbers(metric, labels)
         with self._lock:
-            numbers[0] += by
+            self._of(metric, labels)[0] += by
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        numbers = self.numbers(metric, labels)
         with self._lock:
-            observed(metric, numbers, value)
+            observed(metric, self._of(metric, labels), value)
+
+    def _of(self, metric: Metric, labels: Labels) -> Numbers:
+        """For who holds the lock."""
+        numbers = self._numbers.get((metric, labels))
+        if numbers is None:
+            numbers = self._numbers[metric, labels] = _zeros(metric)
+        return numbers
 
     def write(self) -> None:
         """Never raises: what cannot be written now is written the next time. It takes as long as the disk does, and
