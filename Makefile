@@ -48,8 +48,8 @@ outage: $(READY) ## Redis away for MINUTES= at RATE= events a second: is all of 
 backlog: $(READY) ## DELIVERIES= in the inbox before a worker runs: is the end drained as fast as the beginning?
 	@$(BIN)/python -m chaos.backlog --deliveries $(DELIVERIES) --seed $(SEED)
 
-bench: $(READY) ## Every contender side by side, with ratios: QUICK=1 ONLY= ROUNDS= SECONDS= DELIVERIES=
-	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(foreach part,$(ONLY),--only $(part)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+bench: $(READY) ## Every contender side by side, with ratios: QUICK=1 ONLY= TURNS= SECONDS= ROUNDS= DELIVERIES=
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(foreach part,$(ONLY),--only $(part)) $(if $(TURNS),--turns $(TURNS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter command,$(firstword $(origin DELIVERIES))),--deliveries $(DELIVERIES))
 
 bench-growth: DELIVERIES = 10000000

@@ -27,10 +27,13 @@ from console.services import ServiceError
 class Size:
     """How much of everything."""
 
+    turns: int = 11
+    """Rounds of each contender on the receiver's side. Many and short ones: a machine's speed comes and goes, and what
+    stands next to each other in time is compared."""
+    seconds: float = 2.0
+    """Of one of them, after its warm-up."""
     rounds: int = 5
-    """Of each contender, on each side."""
-    seconds: float = 4.0
-    """Of one round of the receiver's side, after its warm-up."""
+    """Of each contender on the workers' side, and from end to end."""
     soak: int = 1_000_000
     """Requests."""
     deliveries: int = 50_000
@@ -40,11 +43,12 @@ class Size:
     rate_seconds: float = 30.0
 
 
-QUICK: Final = Size(rounds=2, seconds=1.5, soak=100_000, deliveries=5_000, rate_seconds=10.0)
+QUICK: Final = Size(turns=2, seconds=1.5, rounds=2, soak=100_000, deliveries=5_000, rate_seconds=10.0)
 """To see that everything runs; its numbers are not worth keeping."""
 HELP: Final[Mapping[str, str]] = {
-    "rounds": "of each contender",
-    "seconds": "of one round on the receiver's side",
+    "turns": "rounds of each contender on the receiver's side",
+    "seconds": "of one of them",
+    "rounds": "of each contender on the workers' side, and from end to end",
     "soak": "requests while the receiver's memory is watched",
     "deliveries": "of one burst",
     "rate": "requests a second, end to end",
@@ -61,7 +65,7 @@ class Part:
 
 
 def _receiver(ground: Ground, size: Size, say: Say) -> Results:
-    figures = rounds(ground, contenders(ground), size.rounds, size.seconds, say)
+    figures = rounds(ground, contenders(ground), size.turns, size.seconds, say)
     return Results(figures=figures, inbox=inbox_memory(ground, say))
 
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from bench.disk import synced
+
 INTERRUPTS: Final = Path("/proc/interrupts")
 SYNCS: Final = 200
 """Small writes, each of which makes the disk interrupt at least once."""
-PIECE: Final = 4096
-"""Bytes of one."""
 
 
 def cores(folder: Path) -> tuple[int | None, int | None]:
@@ -36,7 +36,7 @@ def _disks(folder: Path, ours: Sequence[int]) -> int:
     """The core that the disk interrupts while a small file is synced again and again on the first one."""
     with here(ours[0]):
         before = _told()
-        _sync(folder)
+        synced(folder, SYNCS)
         after = _told()
     return interrupted(before, after, ours)
 
@@ -68,13 +68,6 @@ def _told() -> str:
         return INTERRUPTS.read_text(encoding="utf-8")
     except OSError:
         return ""
-
-
-def _sync(folder: Path) -> None:
-    with (folder / "synced").open("wb", buffering=0) as file:
-        for _ in range(SYNCS):
-            file.write(bytes(PIECE))
-            os.fsync(file.fileno())
 
 
 @contextmanager

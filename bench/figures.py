@@ -48,6 +48,8 @@ class Figure:
     kept: int | None = None
     """How many of the acknowledged were found in the inbox or in PostgreSQL afterwards."""
     acked: int | None = None
+    refused: int | None = None
+    """Requests that were answered 503: their sender knows that nobody has them."""
     client_share: float | None = None
     """The part of the time in which the client used its core."""
     redis_share: float | None = None

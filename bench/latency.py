@@ -22,10 +22,11 @@ from uuid import UUID
 
 from celery import Celery
 
+from bench.disk import SmallWrites
 from bench.figures import RATE, RESERVOIR, Figure
 from bench.ground import Ground, GroundFailed, Running
 from bench.load import quantile
-from bench.others import Others, SmallWrites
+from bench.others import Others
 from bench.stuff import WITHOUT_PAYMENTS, Stuff, recorded, secrets
 from bench.worker import emptied
 from schemas.delivery import INBOX, OPEN, RawDelivery

@@ -26,6 +26,8 @@ from typing import Final, cast
 import uvloop
 
 OK: Final = "200"
+NOT_NOW: Final = "503"
+"""An answer like any other: nobody could keep the request in time, and its sender knows that."""
 CUT: Final = "cut"
 """In place of a status: the server closed the connection while it owed an answer."""
 SILENT: Final = "silent"
@@ -42,7 +44,7 @@ class Load:
     """What came of it. Rates and times are those of the window after the warm-up; `acked` and `others` count all."""
 
     per_second: float
-    """Answers of status 200."""
+    """Answers of status 200; those of status 503 have their part in the times."""
     seconds: float
     """Of the window."""
     p50_ms: float
@@ -77,7 +79,7 @@ class Client:
 
     def __init__(self, request: bytes, asked: Asked) -> None:
         self.request = request
-        self.acked = 0
+        self.acked = self.acked_in_window = 0
         self.others: Counter[str] = Counter()
         self.latencies = array("d")
         self.opens_at = self.closes_at = float("inf")
@@ -87,11 +89,13 @@ class Client:
 
     def answered(self, status: str, sent_at: float, now: float) -> None:
         """One request has its end."""
-        if status != OK:
+        in_window = self.opens_at <= now <= self.closes_at
+        if status == OK:
+            self.acked += 1
+            self.acked_in_window += in_window
+        else:
             self.others[status] += 1
-            return
-        self.acked += 1
-        if self.opens_at <= now <= self.closes_at:
+        if in_window and status in (OK, NOT_NOW):
             self.latencies.append(now - sent_at)
 
     def ended(self) -> None:
@@ -210,7 +214,7 @@ def _at_last(client: Client, asked: Asked) -> float | None:
 def _told(client: Client, seconds: float, share: float) -> Load:
     times = sorted(client.latencies)
     return Load(
-        per_second=len(times) / seconds if seconds > 0 else 0.0,
+        per_second=client.acked_in_window / seconds if seconds > 0 else 0.0,
         seconds=seconds,
         p50_ms=1000 * quantile(times, 0.5),
         p99_ms=1000 * quantile(times, 0.99),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib.metadata import version
@@ -12,13 +11,12 @@ from typing import Any, Final
 
 import psutil
 
+from bench.disk import synced
 from bench.ground import Ground
 from chaos.report import machine
 
 LIBRARIES: Final = ("starlette", "uvicorn", "uvloop", "httptools", "redis", "celery", "kombu", "sqlalchemy", "psycopg")
 SYNCS: Final = 100
-PIECE: Final = 4096
-"""Bytes of one write, about a small group commit."""
 
 
 def facts() -> dict[str, Any]:
@@ -45,14 +43,7 @@ def facts_of(ground: Ground) -> dict[str, Any]:
 
 def sync_ms(folder: Path) -> float:
     """The median time that a small write takes until it is on the disk, in milliseconds."""
-    took = []
-    with (folder / "sync").open("wb", buffering=0) as file:
-        for _ in range(SYNCS):
-            began = time.perf_counter()
-            file.write(bytes(PIECE))
-            os.fsync(file.fileno())
-            took.append(time.perf_counter() - began)
-    return 1000 * median(took)
+    return 1000 * median(synced(folder, SYNCS))
 
 
 def _file_system(folder: Path) -> str:

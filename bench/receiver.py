@@ -20,7 +20,7 @@ from bench.contenders import Contender, receiver
 from bench.cores import here
 from bench.figures import CONNECTIONS, Figure, InboxMemory, Soak
 from bench.ground import Ground, Running, cpu_seconds
-from bench.load import Load
+from bench.load import NOT_NOW, Load
 from bench.others import Others
 from schemas.delivery import INBOX
 
@@ -33,6 +33,8 @@ ENDED_WITHIN: Final = 60.0
 FOUND_WITHIN: Final = 20.0
 """Seconds until the last acknowledged request must be in the inbox: what went to the spool is drained by then."""
 MEMORY_REQUESTS: Final = 20_000
+REFUSED: Final = 0.02
+"""The share of 503 beside the acknowledged up to which a round is one."""
 DISTURBED: Final = 0.1
 """The share of a core from which on it is told that others used it."""
 LOOK_EVERY: Final = 1.0
@@ -125,6 +127,7 @@ def _round(ground: Ground, player: Started, shape: Shape, number: int, say: Say)
         others_share=spent.others,
         kept=_kept(ground, contender, load.acked),
         acked=load.acked,
+        refused=refused(load),
         client_share=load.client_share,
     )
     say(_told(figure, server.said(SPOOLED) - spooled))
@@ -169,6 +172,8 @@ def _told(figure: Figure, spooled: int) -> str:
         words.append(f", others {figure.others_share:.0%} of a core")
     if figure.kept is not None:
         words.append(f", {figure.kept} of {figure.acked} found")
+    if figure.refused:
+        words.append(f", {figure.refused} answered 503")
     words.append(_stood_in(spooled))
     if not figure.counts:
         words.append("; does not count, because the client was the limit")
@@ -195,15 +200,21 @@ def _client(ground: Ground, player: Started, connections: int, how_long: str) ->
 
 
 def answered(said: str, server: str) -> Load:
-    """What the client printed, where it is about answers of status 200 and nothing else. Raises Refused."""
+    """What the client printed, where it is about answers of status 200 and next to nothing else: a disk that stands
+    still for a second leaves no other answer than 503. Raises Refused."""
     try:
         load = Load(**json.loads(said))
     except ValueError:
         raise Refused(f"{server}: the client failed: {said.strip()}") from None
-    if load.others:
+    if set(load.others) - {NOT_NOW} or refused(load) > REFUSED * load.acked:
         ends = ", ".join(f"{many} × {end}" for end, many in load.others.items())
         raise Refused(f"{server}: not every request was answered 200: {ends}")
     return load
+
+
+def refused(load: Load) -> int:
+    """Answers of status 503."""
+    return load.others.get(NOT_NOW, 0)
 
 
 def _kept(ground: Ground, contender: Contender, acked: int) -> int | None:

@@ -94,6 +94,7 @@ def as_markdown(told: Mapping[str, Any]) -> str:
         _about(told),
         _quiet(results),
         _measured(results),
+        _refused(results),
         _disk(results),
         _memory(results),
         _targets(numbers(results)),
@@ -103,18 +104,19 @@ def as_markdown(told: Mapping[str, Any]) -> str:
 
 def _about(told: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {one}" for name, one in {**told["servers"], **told["libraries"]}.items())
-    apart = (
-        "cores shared"
-        if told["client_core"] is None
-        else f"client, Redis and the disk's interrupts on core {told['client_core']}, what is measured on core "
-        f"{told['server_core']}"
-    )
     return (
         f"{told['date']}: {told['machine']}, {told['processor']}, kernel {told['kernel']}; {told['file_system']}, "
-        f"where a small write is synced in {told['sync_ms']:g} ms; {apart}. {versions}.\n\n"
+        f"where a small write is synced in {told['sync_ms']:g} ms; {_cores(told)}. {versions}.\n\n"
         "Medians over the rounds; ratios are taken within a round. "
         f"“Of it” is the share of the {BARE}'s, in a burst of the {NO_OP}'s."
     )
+
+
+def _cores(told: Mapping[str, Any]) -> str:
+    theirs, ours = told["client_core"], told["server_core"]
+    if theirs is None:
+        return "cores shared"
+    return f"client, Redis and the disk's interrupts on core {theirs}, what is measured on core {ours}"
 
 
 def _quiet(results: Results) -> str:
@@ -135,6 +137,14 @@ def _disk(results: Results) -> str:
         "The p99 from POST to row, and the slowest of a bystander's small writes that were synced on the same disk "
         f"ten times a second, in ms, round by round: {told}."
     )
+
+
+def _refused(results: Results) -> str:
+    rounds = [figure for figure in results.figures if figure.refused]
+    if not rounds:
+        return ""
+    told = "; ".join(f"{one.refused:,} at {one.load} in round {one.round + 1} ({one.contender})" for one in rounds)
+    return f"Answered 503, because neither Redis nor the spool could keep them in time: {told}."
 
 
 def _measured(results: Results) -> str:

@@ -26,6 +26,7 @@ from bench import report
 from bench.__main__ import PARTS, QUICK, Size, _parser, _size
 from bench.contenders import BODY, OTHERS, Kept, contenders, receiver, request
 from bench.cores import by_core, cores, here, interrupted
+from bench.disk import SmallWrites
 from bench.figures import (
     BARE,
     NO_OP,
@@ -43,9 +44,9 @@ from bench.figures import (
 )
 from bench.ground import Ground
 from bench.load import Asked, Load, answer, load, quantile
-from bench.others import Others, SmallWrites
+from bench.others import Others
 from bench.plot import Bar, NoPlot, draw, panels
-from bench.receiver import Refused, answered, inbox_memory, rounds, soak
+from bench.receiver import Refused, answered, inbox_memory, refused, rounds, soak
 from bench.targets import TARGETS, last_line, missed, numbers
 from console.processes import procfile
 from schemas.delivery import INBOX
@@ -203,7 +204,13 @@ def test_the_tables_are_tables() -> None:
     assert "1,000,000 of 1,000,000 found" in text
     assert "Others used 9% of a core meanwhile (median over the rounds; at most 10%)." in text
     assert "ten times a second, in ms, round by round: 61.5 and 41.0." in text
+    assert "503" not in text
     assert report.as_markdown(report.as_json(Results(), FACTS)).count("|") == 0
+
+
+def test_who_was_refused_is_told_beside_the_tables() -> None:
+    text = report.as_markdown(report.as_json(Results(figures=[figure(RESERVOIR, 9.0, number=1, refused=1_256)]), FACTS))
+    assert "could keep them in time: 1,256 at 32 connections in round 2 (reservoir)." in text
 
 
 def test_the_document_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
@@ -247,6 +254,7 @@ def test_a_quick_run_can_still_be_told_how_much() -> None:
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 5\r\n\r\nsorry"
+UNABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
 
 Reply = Callable[[int], list[bytes]]
@@ -330,6 +338,17 @@ def test_the_client_notices_what_is_no_200(third: list[bytes], end: str) -> None
     told = asked(lambda number: third if number == 3 else [OK], connections=2, warmup=0.0, requests=10)
     assert (told.acked, dict(told.others)) == (9, {end: 1})
     with pytest.raises(Refused, match=rf"reservoir: .*1 × {end}"):
+        answered(json.dumps(told_as_json(told)), "reservoir")
+
+
+def test_a_503_is_an_answer_and_no_acknowledgement() -> None:
+    """A few of them are told beside the rate; a round of many says nothing."""
+    told = asked(lambda number: [UNABLE] if number in (3, 4) else [OK], connections=2, warmup=0.0, requests=200)
+    assert (told.acked, dict(told.others)) == (198, {client.NOT_NOW: 2})
+    assert told.per_second == pytest.approx(198 / told.seconds)
+    assert refused(answered(json.dumps(told_as_json(told)), "reservoir")) == 2
+    told = asked(lambda number: [UNABLE] if number < 10 else [OK], connections=2, warmup=0.0, requests=200)
+    with pytest.raises(Refused, match=r"reservoir: .*9 × 503"):
         answered(json.dumps(told_as_json(told)), "reservoir")
 
 
