@@ -547,16 +547,18 @@ def test_a_batch_leaves_what_the_same_deliveries_leave_one_by_one(
     world.settle()
     assert left(world, story) == settled
 
-    world = world_of(story, shared, provider, landed=False)
-    requests = {raw.id: raw for raw in story.requests}
-    for start in range(0, len(story.ids), size):
-        ids = story.ids[start : start + size]
-        if world.arrive(*(requests[one] for one in ids)) is None:
-            world.land(*(requests[one] for one in ids))
-            world.batch(*ids)
-    assert left(world, story) == one_by_one
-    world.settle()
-    assert left(world, story) == settled
+    for in_turns in (False, True):
+        world = world_of(story, shared, provider, landed=False)
+        requests = {raw.id: raw for raw in story.requests}
+        for start in range(0, len(story.ids), size):
+            ids = story.ids[start : start + size]
+            done = world.arrive(*(requests[one] for one in ids), in_turns=in_turns) or {}
+            if rest := [one for one in ids if one not in done]:
+                world.land(*(requests[one] for one in rest))
+                world.batch(*rest)
+        assert left(world, story) == one_by_one
+        world.settle()
+        assert left(world, story) == settled
 
 
 BAD = (("x-messageid", "no-number"),)

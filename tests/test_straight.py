@@ -17,12 +17,13 @@ from test_meeting import said_of_the_session
 from world import NOON, VENUES, Step, World, request
 
 from schemas.delivery import INBOX, RawDelivery, State, first_id_after, new_id, now
+from tests.lines import logged
 from workers.database import workers_engine
 from workers.errors import DatabaseTrouble, OurFault
 from workers.greed import MOST
-from workers.inbox import SETTLED, Inbox
+from workers.inbox import HANDS, SETTLED, Inbox
 from workers.job import ComesBack, Done, fresh_job
-from workers.land import are_new, arrivals, landing
+from workers.land import are_new, arrivals, landing, pick_up
 from workers.pipeline import straight
 from workers.statements import transaction
 from workers.store import ARRIVE, HOLD, LAND, LEASE, SETTLE, Store
@@ -334,25 +335,178 @@ def test_when_the_time_of_a_task_is_over_it_is_not_tried_another_way(world: Worl
     assert redis.hlen(INBOX) == 1
 
 
-def test_a_full_batch_lands_first(world: World, redis: Redis, shop: Workshop) -> None:
-    """It comes out of a backlog: only what has a row is nudged again into a queue that is never empty."""
-    ids = received(redis, *(sent(world, "timekit", Step(booking=n)) for n in range(MOST)))
+# --- out of a backlog ------------------------------------------------------------------------------------------
+
+
+def backlog(world: World, redis: Redis, count: int = MOST) -> list[UUID]:
+    """A full batch, and there is more where it came from; their ids."""
+    redis.lpush("timekit", "the next message")
+    return received(redis, *(sent(world, "timekit", Step(booking=n)) for n in range(count)))
+
+
+def test_a_full_batch_lands_with_what_it_says_too(world: World, redis: Redis, shop: Workshop) -> None:
+    """But it is noted before, for as long as it is in hand."""
+    ids = backlog(world, redis)
     with statements(world.engine) as seen:
-        _worked_on(ids, shop, "timekit")
+        assert _worked_on(ids, shop, "timekit")[1] == dict.fromkeys(ids, APPLIED)
+    assert seen.count(ARRIVE.text) == 1
+    assert not {LAND.text, HOLD.text, SETTLE.text} & set(seen)
+    assert list(shop.inbox.dropped(now() + LEASE).values()) == [ids]
+    shop.inbox.tidy()
+    assert shop.inbox.dropped(now() + LEASE) == {}
+    assert redis.hlen(INBOX) == 0
+
+
+@pytest.mark.parametrize("why", ["full", "more", "old", "quiet"])
+def test_only_what_would_not_be_found_is_noted(why: str, world: World, redis: Redis, shop: Workshop) -> None:
+    """Nor is a batch full where the next message would not have fitted."""
+    raws = [sent(world, "timekit", Step(booking=n)) for n in range(MOST if why == "full" else 1)]
+    if why == "old":
+        raws = [replace(raw, id=_id_at(now() - SETTLED)) for raw in raws]
+    if why == "more":
+        redis.lpush("timekit", "the next message")
+    ids = received(redis, *raws)
+    assert _worked_on(ids, shop, "timekit")[1] == dict.fromkeys(ids, APPLIED)
+    assert redis.hlen(HANDS) == (why != "quiet")
+
+
+def test_a_worker_that_dies_in_a_backlog_is_noticed_by_its_lease(
+    world: World, redis: Redis, shop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it had in hand lands, as tried once; then it is due like any other, also while its queue is busy."""
+    ids = backlog(world, redis)
+    with pytest.raises(SystemExit):
+        _worked_on(ids, dying(shop), "timekit")
+    assert _picked_up(world, redis, at=now() + LEASE - timedelta(seconds=5)) == 0
+    later = now() + LEASE
+    assert _picked_up(world, redis, at=later) == MOST
+    assert logged(caplog, "picked-up") == [{"deliveries": MOST, "first": ids[0]}]
+    assert (redis.hlen(INBOX), redis.hlen(HANDS)) == (0, 0)
+    rows = [world.delivery(one) for one in ids]
+    assert {(row.state, row.attempts, row.next_attempt_at) for row in rows} == {(State.RECEIVED, 1, later)}
+    world.clock.now = later
+    assert world.batch(*ids) == dict.fromkeys(ids, APPLIED)
+    assert len(world.rows()) == MOST
+
+
+def dying(shop: Workshop) -> Workshop:
+    """One whose worker is killed just before the commit."""
+
+    class Dies(Store):
+        def arrive(self, entries: Any, now: Any) -> Any:
+            raise SystemExit
+
+    return replace(shop, inbox=Inbox(shop.redis), parts=replace(shop.parts, store=Dies(shop.store.engine)))
+
+
+def _picked_up(world: World, redis: Redis, at: datetime, store: Store | None = None) -> int:
+    return pick_up(Inbox(redis), store or world.store, world.config, world.providers, at)
+
+
+def test_what_was_committed_by_a_worker_that_died_behind_it_stays_as_it_is(
+    world: World, redis: Redis, shop: Workshop
+) -> None:
+    ids = backlog(world, redis)
+    _worked_on(ids, replace(shop, inbox=Inbox(redis)), "timekit")  # and never tidied up
+    before = world.rows(), world.events(), world.changes()
+    assert _picked_up(world, redis, at=now() + LEASE) == MOST
+    assert (redis.hlen(INBOX), redis.hlen(HANDS)) == (0, 0)
+    assert {(world.delivery(one).state, world.delivery(one).attempts) for one in ids} == {(State.APPLIED, 1)}
+    assert (world.rows(), world.events(), world.changes()) == before
+
+
+def test_a_worker_that_is_slower_than_its_lease_writes_nothing_over_what_has_landed(
+    world: World, redis: Redis, shop: Workshop
+) -> None:
+    """It takes hold of the rows, if they are still there to be held."""
+    ids, later = backlog(world, redis), now() + 2 * LEASE
+    landed: list[int] = []
+
+    class Slow(Store):
+        def arrive(self, entries: Any, moment: Any) -> Any:
+            landed.append(_picked_up(world, redis, at=later))
+            return super().arrive(entries, moment)
+
+        def take(self, landings: Any, delivery_ids: Any, moment: Any) -> Any:
+            return super().take(landings, delivery_ids, later)
+
+    slow = Slow(world.engine)
+    held = replace(shop, store=slow, parts=replace(shop.parts, store=slow))
+    assert _worked_on(ids, held, "timekit")[1] == dict.fromkeys(ids, APPLIED)
+    assert landed == [MOST]
+    assert {world.delivery(one).attempts for one in ids} == {2}
+    assert len(world.events()) == MOST
+
+
+def test_one_that_cannot_land_keeps_nobody_else_from_being_picked_up(
+    world: World, redis: Redis, shop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, bad, last = ids = backlog(world, redis, 3)
+    with pytest.raises(SystemExit):
+        _worked_on(ids, dying(shop), "timekit")
+
+    class Picky(Store):
+        def land(self, landings: Any, moment: Any, **how: Any) -> None:
+            if bad in [one.raw.id for one in landings]:
+                raise OurFault("postgres: DataError")
+            super().land(landings, moment, **how)
+
+    assert _picked_up(world, redis, at=now() + LEASE, store=Picky(world.engine)) == 2
+    assert {world.delivery(one).state for one in (first, last)} == {State.RECEIVED}
+    assert Inbox(redis).get_all(ids).keys() == {bad}  # for the sweeper's other rule
+    assert redis.hlen(HANDS) == 0
+    assert [entry["delivery"] for entry in logged(caplog, "not-landed")] == [bad]
+
+
+def test_with_postgresql_away_nothing_is_put_down(world: World, redis: Redis, shop: Workshop) -> None:
+    ids = backlog(world, redis, 3)
+    with pytest.raises(SystemExit):
+        _worked_on(ids, dying(shop), "timekit")
+    away = Store(workers_engine("postgresql://nobody@127.0.0.1:1/x"))
+    with pytest.raises(DatabaseTrouble):
+        _picked_up(world, redis, at=now() + LEASE, store=away)
+    assert _picked_up(world, redis, at=now() + LEASE) == 3
+
+
+def test_a_redis_that_is_full_is_emptied_all_the_same(world: World, redis: Redis, shop: Workshop) -> None:
+    """It takes no note; so everything lands first."""
+    ids = backlog(world, redis)
+    redis.config_set("maxmemory", 1)
+    try:
+        with statements(world.engine) as seen:
+            assert _worked_on(ids, shop, "timekit")[1] == dict.fromkeys(ids, APPLIED)
+        shop.inbox.tidy()
+    finally:
+        redis.config_set("maxmemory", 0)
     assert seen[0] == LAND.text
     assert ARRIVE.text not in seen
+    assert redis.hlen(INBOX) == 0
 
 
-def test_what_leaves_others_behind_lands_first(world: World, redis: Redis, shop: Workshop) -> None:
-    """Nor is a batch full where the next message would not have fitted."""
-    first, second = received(redis, *(sent(world, "timekit", Step(booking=n)) for n in range(2)))
-    redis.lpush("timekit", "the next message")
-    for one, statement in ((first, LAND), (second, ARRIVE)):
-        with statements(world.engine) as seen:
-            assert _worked_on([one], shop, "timekit")[1] == {one: APPLIED}
-        assert statement.text in seen
-        assert ({LAND, ARRIVE} - {statement}).pop().text not in seen
-        redis.delete("timekit")
+def test_those_that_must_see_each_other_take_turns(engine: Engine, redis: Redis) -> None:
+    """Each turn is a transaction; what is out of the ordinary lands first, with all that comes after it."""
+    world = World(engine, [VENUES["synthesisvr"]])
+    words = ("create", "delete", "create", "delete")
+    raws = [said_of_the_session(word, milliseconds=20 * place) for place, word in enumerate(words)]
+    calls: list[int] = []
+
+    class Counts(Store):
+        def arrive(self, entries: Any, moment: Any) -> Any:
+            calls.append(len(entries))
+            if len(calls) == 3:
+                raise OurFault("postgres: DataError")
+            return super().arrive(entries, moment)
+
+    shop = workshop(Counts(engine), world, redis)
+    redis.lpush("synthesisvr", "the next message")
+    ids = received(redis, *raws)
+    with statements(engine) as seen:
+        _, fates = _worked_on(ids, shop, "synthesisvr")
+    assert calls == [1, 1, 1]
+    assert (seen.count(ARRIVE.text), seen.count(LAND.text)) == (2, 1)
+    assert list(fates) == ids
+    assert {fate.state for fate in fates.values() if isinstance(fate, Done)} <= {State.APPLIED, State.DUPLICATE}
+    assert len(world.events()) == 4
 
 
 # --- ids -------------------------------------------------------------------------------------------------------

@@ -161,11 +161,11 @@ class World:
         """Works on each request by the worker that lands it, one after the other."""
         return [process(self.taken(raw), self.parts).get(raw.id) for raw in raws]
 
-    def arrive(self, *raws: RawDelivery) -> dict[UUID, Fate] | None:
+    def arrive(self, *raws: RawDelivery, in_turns: bool = False) -> dict[UUID, Fate] | None:
         """What one task does with requests that have not landed, if it can do it in one step."""
         now = self.clock()
         jobs = [fresh_job(landing(raw.id, raw.pack(), self.config, self.providers, now)) for raw in raws]
-        return straight(jobs, self.parts)
+        return straight(jobs, self.parts, in_turns=in_turns)
 
     def taken(self, raw: RawDelivery) -> list[Job]:
         """What a worker holds that finds a request in the inbox."""

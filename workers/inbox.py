@@ -1,13 +1,16 @@
 """The inbox as the workers see it: raw requests that the receiver committed and Postgres does not have yet, or has had
-for a moment."""
+for a moment. And the hands: which of them somebody works on who has not made a row for them.
+
+A note of what is in hand stays only where its worker dies. Knows nothing of what is done with a request.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -15,6 +18,8 @@ from redis.exceptions import RedisError
 from schemas.delivery import INBOX, Malformed, RawDelivery
 from schemas.logs import log
 
+HANDS: Final = "reservoir:hands"
+"""A Redis hash: any name → until when (Unix time), and the ids, with blanks between them."""
 SETTLED: Final = timedelta(seconds=10)
 """A request this old whose queue is empty was not nudged, or its nudge was lost, and the sweeper nudges it."""
 AT_ONCE: Final = 32
@@ -27,6 +32,7 @@ class Inbox:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._landed: list[UUID] = []
+        self._hand = ""
 
     def get(self, delivery_id: UUID) -> bytes | None:
         """The packed request; None when it has landed already."""
@@ -52,11 +58,39 @@ class Inbox:
         self._landed += delivery_ids
 
     def tidy(self) -> None:
-        """Removes what has landed: off the way of a delivery, because Redis syncs its disk for it. What a Redis that is
-        away keeps is found by the sweeper."""
+        """Removes what has landed, and the note of what was in hand: off the way of a delivery, because Redis syncs its
+        disk for it. What a Redis that is away keeps is found by the sweeper."""
         landed, self._landed = self._landed, []
-        with suppress(RedisError):
-            self.forget(*landed)
+        hand, self._hand = self._hand, ""
+        with suppress(RedisError), self._redis.pipeline(transaction=False) as pipe:
+            if landed:
+                pipe.hdel(INBOX, *map(str, landed))
+            if hand:
+                pipe.hdel(HANDS, hand)
+            pipe.execute()
+
+    # --- what is in hand ---
+
+    def take_in_hand(self, delivery_ids: Sequence[UUID], until: datetime) -> None:
+        """Notes, until `tidy`, that these are worked on though they have no row that says so. Raises RedisError."""
+        self._hand = uuid4().hex
+        self._redis.hset(HANDS, self._hand, " ".join((str(until.timestamp()), *map(str, delivery_ids))))
+
+    def dropped(self, now: datetime) -> dict[str, list[UUID]]:
+        """The hands whose time is over, by name: their worker has died, or hangs."""
+        dropped = {}
+        for name, note in self._redis.hgetall(HANDS).items():
+            until, *ids = _bytes(note).decode().split()
+            if float(until) <= now.timestamp():
+                dropped[_bytes(name).decode()] = [UUID(one) for one in ids]
+        return dropped
+
+    def pick_up(self, hand: str, landed: Sequence[UUID]) -> None:
+        """Removes a note of somebody else's, with what Postgres has of it now."""
+        self.forget(*landed)
+        self._redis.hdel(HANDS, hand)
+
+    # --- all of it ---
 
     def waiting(self) -> Iterator[tuple[UUID, bytes]]:
         """Every request that has not landed; one that comes or goes meanwhile may be left out or told twice."""

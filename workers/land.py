@@ -46,10 +46,17 @@ def arrivals(
 
 
 def are_new(delivery_ids: Sequence[UUID], landings: Sequence[Landing], now: datetime) -> bool:
-    """Whether nobody should have tried one of them before, and one statement takes them all: each is in the inbox, and
-    younger than what the sweeper looks for."""
-    if len(landings) < len(delivery_ids) or sum(len(one.raw.body) for one in landings) > PIECE:
-        return False
+    """Whether nobody should have tried one of them before, and one statement takes them all."""
+    return are_whole(delivery_ids, landings) and are_young(delivery_ids, now)
+
+
+def are_whole(delivery_ids: Sequence[UUID], landings: Sequence[Landing]) -> bool:
+    """Whether each of them is in the inbox, and one statement takes them all."""
+    return len(landings) == len(delivery_ids) and sum(len(one.raw.body) for one in landings) <= PIECE
+
+
+def are_young(delivery_ids: Sequence[UUID], now: datetime) -> bool:
+    """Whether the sweeper has not looked for any of them yet."""
     first = first_id_after(now - SETTLED)
     return all(one >= first and one.version == 7 for one in delivery_ids)
 
@@ -78,6 +85,33 @@ def _alone(delivery_id: UUID, landings: Sequence[Landing], inbox: Inbox, store: 
         except Park as error:
             log.error("not-landed", error=str(error))
             return []
+
+
+def pick_up(inbox: Inbox, store: Store, config: Config, providers: Mapping[str, Provider], now: datetime) -> int:
+    """Lands what a worker had in hand that has died of it, or of something else: as tried once, and due; how many.
+
+    Raises DeliveryError, RedisError: then the rest is picked up another time.
+    """
+    count = 0
+    for hand, ids in inbox.dropped(now).items():
+        landings = arrivals(ids, inbox, config, providers, now)
+        landed = _picked_up(landings, store, now)
+        inbox.pick_up(hand, landed)
+        log.warning("picked-up", deliveries=len(landed), first=ids[0])
+        count += len(landed)
+    return count
+
+
+def _picked_up(landings: Sequence[Landing], store: Store, now: datetime) -> list[UUID]:
+    try:
+        store.land(landings, now, attempts=1)
+    except Park as error:
+        if len(landings) > 1:
+            return [landed for one in landings for landed in _picked_up([one], store, now)]
+        raw = landings[0].raw
+        log.error("not-landed", delivery=raw.id, endpoint=raw.endpoint, error=str(error))
+        return []
+    return [one.raw.id for one in landings]
 
 
 def landing(

@@ -115,23 +115,28 @@ def process(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate]:
     return {job.raw.id: away for job in left} | batch.fates
 
 
-def straight(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate] | None:
+def straight(jobs: Sequence[Job], parts: Parts, *, in_turns: bool = False) -> dict[UUID, Fate] | None:
     """Deliveries that have not landed yet, and ask nobody, land together with what they say; what becomes of each.
 
-    None: nothing was written, because something about them is out of the ordinary. They land first then, one step after
-    the other, and each has a fate of its own (docs/decisions/0011-landed-with-what-it-says.md).
+    `in_turns`: those that must see what another left go after it, in a transaction of their own; otherwise there must
+    be none. What is left out, from the first turn on that has something out of the ordinary, was not written: it lands
+    first then, one step after the other, and each has a fate of its own. None: that is all of them.
+    Why: docs/decisions/0011-landed-with-what-it-says.md.
 
     Raises DatabaseTrouble while PostgreSQL is away, and ProviderUnavailable where the task's time is over.
     """
+    batch = _Batch(parts, until=parts.clock())
     try:
-        return _Batch(parts, until=parts.clock()).straight(jobs)
+        batch.straight(jobs, in_turns=in_turns)
+        return batch.fates or None
     except Exception as error:  # noqa: BLE001  whatever it is, it shows again on the other way, and is told there
         found = parts.meaning(error)
     out_of_time = isinstance(found, ProviderUnavailable)  # nobody was asked
     if out_of_time or (isinstance(found, DatabaseTrouble) and not parts.store.reachable()):
         raise found
-    log.info("not-straight", reason=found.reason, error=str(found), **_named(jobs))
-    return None
+    left = [job for job in jobs if job.raw.id not in batch.fates]
+    log.info("not-straight", reason=found.reason, error=str(found), **_named(left))
+    return batch.fates or None
 
 
 def _stopped(jobs: Sequence[Job], parts: Parts, trouble: DeliveryError, *, alone: bool) -> dict[UUID, Fate]:
@@ -161,9 +166,8 @@ class _Passage:
     @cached_property
     def question(self) -> Call | Recall | None:
         """What it asks first; None where that is nothing, or cannot be said."""
-        incoming = self.incoming(_still_good(self.job.answers))
         try:
-            return guarded(lambda: self.provider.lookup(incoming))
+            return _question(self.provider, self.incoming(_still_good(self.job.answers)))
         except DeliveryError:
             return None
 
@@ -286,17 +290,20 @@ class _Batch:
                 told += self._settle(wave)
             self._acknowledge(told)
 
-    def straight(self, jobs: Sequence[Job]) -> dict[UUID, Fate] | None:
+    def straight(self, jobs: Sequence[Job], *, in_turns: bool) -> None:
         """See the function of that name."""
         known, strangers = self._introduced(jobs)
-        if strangers or any(one.may_ask or one.farewell for one in known) or len(_waves(known)) > 1:
-            return None
-        before = self.parts.store.told_before([one.job for one in known])
-        entries = self._found(known, before)
-        if any(entry.found.trouble for entry in entries):
-            return None
-        arrived = self.parts.store.arrive(entries, self.parts.clock())
-        return {one.entry.job.raw.id: _fate(one) for one in arrived}
+        if strangers or any(one.may_ask or one.farewell for one in known):
+            return
+        waves = _waves(known)
+        if len(waves) > 1 and not in_turns:
+            return
+        for wave in waves:
+            entries = self._found(wave, self.parts.store.told_before([one.job for one in wave]))
+            if any(entry.found.trouble for entry in entries):
+                return
+            arrived = self.parts.store.arrive(entries, self.parts.clock())
+            self.fates |= {one.entry.job.raw.id: _fate(one) for one in arrived}
 
     def _introduced(self, jobs: Sequence[Job]) -> tuple[list[_Passage], list[Job]]:
         known, strangers = [], []
@@ -478,10 +485,10 @@ def look_up(
 
     Without a call that is not required there is enough: what the webhook itself says is applied at once.
     """
-    answers = dict(incoming.answers)
+    answers, known = dict(incoming.answers), incoming
     for _ in range(MOST_LOOKUPS):
         try:
-            question = guarded(lambda: provider.lookup(replace(incoming, answers=answers)))
+            question = _question(provider, known)
         except DeliveryError as error:
             return answers, error, False
         if question is None:
@@ -490,7 +497,12 @@ def look_up(
             answers[question.name] = _kept(question, ask(question))
         except DeliveryError as error:
             return answers, error, isinstance(question, Call) and not question.required
+        known = replace(incoming, answers=answers)
     return answers, OurFault("the provider's file asks without end"), False
+
+
+def _question(provider: Provider, incoming: Incoming) -> Call | Recall | None:
+    return guarded(lambda: provider.lookup(incoming))
 
 
 def _kept(question: Call | Recall, answer: Answer) -> Answer:

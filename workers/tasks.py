@@ -37,11 +37,11 @@ from workers.flower import Outcome, tell
 from workers.greed import MOST, MOST_ASKING, filled_up, ids_of
 from workers.inbox import Inbox
 from workers.job import ComesBack, Fate, Job, Landing, fresh_job
-from workers.land import are_new, arrivals, take
+from workers.land import are_whole, are_young, arrivals, pick_up, take
 from workers.provider import Provider
 from workers.seal import Seal
 from workers.slots import Slots
-from workers.store import Store
+from workers.store import LEASE, Store
 from workers.tokens import Tokens
 
 P = ParamSpec("P")
@@ -230,28 +230,39 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
     What cannot even be taken stays where it is, in the inbox or in its row, and comes back.
     """
     parts, began = shop.parts, time.time_ns()
+    jobs, fates, left = list[Job](), dict[UUID, Fate](), list(ids)
     try:
         landings = arrivals(ids, shop.inbox, parts.config, parts.providers, now())
-        jobs = [fresh_job(one) for one in landings] if _are_simple(ids, landings, shop, queue) else []
-        fates = pipeline.straight(jobs, parts) if jobs else None
-        if fates is None:
-            jobs = take(ids, landings, shop.inbox, shop.store, now())
-        else:
-            shop.inbox.landed(*fates)
+        if queue not in shop.asking and are_whole(ids, landings):
+            jobs, fates = _straight(landings, shop, queue)
+            left = [one for one in ids if one not in fates]
+            landings = [one for one in landings if one.raw.id not in fates]
+        rest = take(left, landings, shop.inbox, shop.store, now()) if left else []
     except (DeliveryError, RedisError) as error:
         found = meaning(error)
-        log.warning("not-taken", deliveries=len(ids), first=ids[0], reason=found.reason, error=str(found))
-        return [], dict.fromkeys(ids, ComesBack(at=now() + SOON, error=found))
+        log.warning("not-taken", deliveries=len(left), first=left[0], reason=found.reason, error=str(found))
+        return jobs, fates | dict.fromkeys(left, ComesBack(at=now() + SOON, error=found))
+    jobs += rest
     observed.landed(jobs, began)
-    return jobs, pipeline.process(jobs, parts) if fates is None else fates
+    return jobs, fates | pipeline.process(rest, parts)
 
 
-def _are_simple(ids: Sequence[UUID], landings: Sequence[Landing], shop: Workshop, queue: str | None) -> bool:
-    """Whether it is worth trying to land them together with what they say. In a backlog everything lands first: if we
-    died, only rows with a lease would be nudged into a busy queue."""
-    if queue in shop.asking or len(ids) == MOST or not are_new(ids, landings, now()):
-        return False
-    return queue is None or not shop.redis.llen(queue)
+def _straight(landings: Sequence[Landing], shop: Workshop, queue: str | None) -> tuple[list[Job], dict[UUID, Fate]]:
+    """Those that land together with what they say, and what becomes of them.
+
+    If we died of them, the sweeper would find those that are young and whose queue is idle; and nobody has tried those
+    before. All others are noted before we begin: they must be found while their queue is busy, and be counted.
+    """
+    jobs, ids = [fresh_job(one) for one in landings], [one.raw.id for one in landings]
+    idle = len(ids) < MOST and are_young(ids, now()) and (queue is None or not shop.redis.llen(queue))
+    if not idle:
+        try:
+            shop.inbox.take_in_hand(ids, now() + LEASE)
+        except RedisError:  # full, say: it must be emptied all the same
+            return [], {}
+    fates = pipeline.straight(jobs, shop.parts, in_turns=not idle) or {}
+    shop.inbox.landed(*fates)
+    return [job for job in jobs if job.raw.id in fates], fates
 
 
 def meaning(error: Exception) -> DeliveryError:
@@ -299,4 +310,13 @@ def sweep_up() -> int:
     """Nudges what was left behind; how many."""
     shop = workshop()
     shop.circuits.wake_latecomers()
+    _pick_up(shop)
     return sweep.sweep(shop.inbox, shop.store, shop.parts.config, shop.redis, now())
+
+
+def _pick_up(shop: Workshop) -> None:
+    """What a worker had in hand that died lands, and is found due by the sweep that follows."""
+    try:
+        pick_up(shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
+    except (DeliveryError, RedisError) as error:
+        log.warning("sweep-failed", error=meaning(error).reason)
