@@ -57,18 +57,26 @@ class Drainer:
     async def _drain(self) -> None:
         pause = ROUND_EVERY
         while True:
-            done = True
             if not self._keeper.is_open:
-                try:
-                    done = await self._round()
-                except Exception as error:  # noqa: BLE001  the next round may go better
-                    log.error("drain-failed", error=type(error).__name__)
-                    done = False
-            pause = ROUND_EVERY if done else min(2 * pause, ROUND_AT_LAST)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._keeper.mended.wait()
-            self._keeper.mended.clear()
+                pause = ROUND_EVERY if await self._went_well() else min(2 * pause, ROUND_AT_LAST)
+            if pause == ROUND_EVERY:
+                await self._until_mended(pause)
+            else:  # what failed may be why Redis is given up, and would be so again and again
+                await asyncio.sleep(pause)
+
+    async def _until_mended(self, patience: float) -> None:
+        self._keeper.mended.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._keeper.mended.wait()
+
+    async def _went_well(self) -> bool:
+        """A round; whatever goes wrong with it, the next one may go better."""
+        try:
+            return await self._round()
+        except Exception as error:  # noqa: BLE001  as it says
+            log.error("drain-failed", error=type(error).__name__)
+            return False
 
     async def _round(self) -> bool:
         """Everything that is spooled now, the oldest first. False where something went wrong."""

@@ -26,13 +26,16 @@ from schemas.logs import log
 SPOOL_PATIENCE: Final = 0.8
 """Seconds that a request waits for the spool. With Redis before or after it, that is half of the shortest deadline."""
 MOMENT: Final = SPOOL_PATIENCE
-"""Seconds that a silence of Redis may last and still be taken for a pause: whom the spool refuses waits for its end, at
-most as long as a spool that hangs would keep it."""
+"""Seconds from when a silence of Redis was noticed for which it is taken for a pause: whom the spool refuses waits for
+its end, at most as long as a spool that hangs would keep it."""
 LOOK_EVERY: Final = 0.5
 """Seconds between two looks after Redis: whether it is back, and how full it is."""
 LOOK_SOON: Final = 0.05
 """Seconds until the first look after the breaker has opened, and twice as many each time: most silences are a pause of
 the disk, and what is spooled meanwhile is late."""
+STEADY: Final = 2.0
+"""Seconds that it must have been closed before. A Redis that is slow, and not away, would be given up and taken back
+all the time."""
 EMPTY_WITHIN: Final = 3.0
 """Seconds that the end waits for what is under way, which has its own limits and needs less."""
 
@@ -52,6 +55,7 @@ class Keeper(Keeps):
         self._one_forms = False
         """The next group takes along whom the next turns of the event loop bring."""
         self._opened = asyncio.Event()
+        """A breaker that was closed for a while has just opened."""
         self.mended = asyncio.Event()
         """Set when the breaker closes; who waits for that clears it."""
         self._hope_until = math.inf
@@ -128,7 +132,8 @@ class Keeper(Keeps):
             return
         self._one_forms = False
         if here:
-            self._commit(self._next_group())
+            if group := self._next_group():
+                self._commit(group)
             self._form()
 
     def _next_group(self) -> list[Waiting]:
@@ -136,8 +141,9 @@ class Keeper(Keeps):
         size = 0
         while self._gathering and len(group) < GROUP and size < GROUP_BYTES:
             waiting = self._gathering.popleft()
-            group.append(waiting)
-            size += len(waiting.row.packed)
+            if not waiting.settled:  # the spool may have answered it, or Redis another time
+                group.append(waiting)
+                size += len(waiting.row.packed)
         return group
 
     def _commit(self, group: list[Waiting]) -> None:
@@ -248,7 +254,8 @@ class Keeper(Keeps):
         if breaker == before:
             return
         if breaker.is_open:
-            self._opened.set()
+            if breaker.since - before.since > STEADY:
+                self._opened.set()
             log.warning("breaker", state="open", reason=breaker.reason)
         else:
             self.mended.set()

@@ -185,7 +185,8 @@ def test_who_was_answered_is_not_held(
                     await asyncio.sleep(0.001)
             keeper.failed("a test")
 
-    monkeypatch.setattr("ingest.keeper.LOOK_EVERY", 60.0)  # Redis is well, and would be found so
+    for pause in ("EVERY", "SOON"):
+        monkeypatch.setattr(f"ingest.keeper.LOOK_{pause}", 60.0)  # Redis is well, and would be found so
     gc.collect()
     assert not held()
     with_keeper(redis_url, nudge, work, spool=OnDisk(tmp_path, MIB))
