@@ -165,7 +165,7 @@ class World:
         """What one task does with requests that have not landed, if it can do it in one step."""
         now = self.clock()
         jobs = [fresh_job(landing(raw.id, raw.pack(), self.config, self.providers, now)) for raw in raws]
-        return straight(jobs, self.parts, in_turns=in_turns)
+        return dict(straight(jobs, self.parts, in_turns=in_turns).fates) or None
 
     def taken(self, raw: RawDelivery) -> list[Job]:
         """What a worker holds that finds a request in the inbox."""

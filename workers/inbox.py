@@ -1,7 +1,7 @@
 """The inbox as the workers see it: raw requests that the receiver committed and Postgres does not have yet, or has had
 for a moment. And the hands: which of them somebody works on who has not made a row for them.
 
-A note of what is in hand stays only where its worker dies. Knows nothing of what is done with a request.
+A note of what is in hand stays where its worker dies. Knows nothing of what is done with a request.
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ class Inbox:
         self._redis.hset(HANDS, self._hand, " ".join((str(until.timestamp()), *map(str, delivery_ids))))
 
     def dropped(self, now: datetime) -> dict[str, list[UUID]]:
-        """The hands whose time is over, by name: their worker has died, or hangs."""
+        """What was noted and whose time is over, by the note's name: its worker has died, or hangs, or Redis was away
+        when it was done. Most of that may have landed."""
         dropped = {}
         for name, note in self._redis.hgetall(HANDS).items():
-            until, *ids = _bytes(note).decode().split()
-            if float(until) <= now.timestamp():
-                dropped[_bytes(name).decode()] = [UUID(one) for one in ids]
+            until, ids = _noted(_bytes(note))
+            if not until > now.timestamp():
+                dropped[_bytes(name).decode("latin-1")] = ids
         return dropped
 
     def pick_up(self, hand: str, landed: Sequence[UUID]) -> None:
@@ -108,6 +109,16 @@ class Inbox:
 
 def _bytes(packed: bytes | str) -> bytes:
     return packed if isinstance(packed, bytes) else packed.encode("latin-1")
+
+
+def _noted(note: bytes) -> tuple[float, list[UUID]]:
+    """Until when, and what. What cannot be read is nobody's, and over."""
+    try:
+        until, *ids = note.decode("ascii").split()
+        return float(until), [UUID(one) for one in ids]
+    except ValueError:
+        log.error("not-an-id", where="hands")
+        return 0.0, []
 
 
 def _id(field: bytes) -> UUID | None:

@@ -46,19 +46,15 @@ def arrivals(
 
 
 def are_new(delivery_ids: Sequence[UUID], landings: Sequence[Landing], now: datetime) -> bool:
-    """Whether nobody should have tried one of them before, and one statement takes them all."""
-    return are_whole(delivery_ids, landings) and are_young(delivery_ids, now)
+    """Whether nobody should have tried one of them before, and one statement takes them all: each is in the inbox, and
+    younger than what the sweeper looks for."""
+    first = first_id_after(now - SETTLED)
+    return are_whole(delivery_ids, landings) and all(one >= first and one.version == 7 for one in delivery_ids)
 
 
 def are_whole(delivery_ids: Sequence[UUID], landings: Sequence[Landing]) -> bool:
     """Whether each of them is in the inbox, and one statement takes them all."""
     return len(landings) == len(delivery_ids) and sum(len(one.raw.body) for one in landings) <= PIECE
-
-
-def are_young(delivery_ids: Sequence[UUID], now: datetime) -> bool:
-    """Whether the sweeper has not looked for any of them yet."""
-    first = first_id_after(now - SETTLED)
-    return all(one >= first and one.version == 7 for one in delivery_ids)
 
 
 def take(
@@ -88,30 +84,35 @@ def _alone(delivery_id: UUID, landings: Sequence[Landing], inbox: Inbox, store: 
 
 
 def pick_up(inbox: Inbox, store: Store, config: Config, providers: Mapping[str, Provider], now: datetime) -> int:
-    """Lands what a worker had in hand that has died of it, or of something else: as tried once, and due; how many.
+    """Lands what a worker had in hand that has died of it, or of something else: as begun once, and due; how many.
 
-    Raises DeliveryError, RedisError: then the rest is picked up another time.
+    Raises RedisError. A hand that PostgreSQL does not take now is looked at another time.
     """
     count = 0
     for hand, ids in inbox.dropped(now).items():
         landings = arrivals(ids, inbox, config, providers, now)
-        landed = _picked_up(landings, store, now)
+        try:
+            landed, new = _picked_up(landings, store, now)
+        except DeliveryError as error:
+            log.warning("not-taken", deliveries=len(ids), first=ids[0], reason=error.reason, error=str(error))
+            continue
         inbox.pick_up(hand, landed)
-        log.warning("picked-up", deliveries=len(landed), first=ids[0])
-        count += len(landed)
+        if new:
+            log.warning("picked-up", deliveries=new, first=ids[0])
+        count += new
     return count
 
 
-def _picked_up(landings: Sequence[Landing], store: Store, now: datetime) -> list[UUID]:
+def _picked_up(landings: Sequence[Landing], store: Store, now: datetime) -> tuple[list[UUID], int]:
+    """Which of them have a row now, and how many had none before."""
     try:
-        store.land(landings, now, attempts=1)
+        return [one.raw.id for one in landings], len(store.land(landings, now, attempts=1))
     except Park as error:
-        if len(landings) > 1:
-            return [landed for one in landings for landed in _picked_up([one], store, now)]
-        raw = landings[0].raw
-        log.error("not-landed", delivery=raw.id, endpoint=raw.endpoint, error=str(error))
-        return []
-    return [one.raw.id for one in landings]
+        if len(landings) == 1:
+            log.error("not-landed", delivery=landings[0].raw.id, endpoint=landings[0].raw.endpoint, error=str(error))
+            return [], 0
+    each = [_picked_up([one], store, now) for one in landings]
+    return [one for landed, _ in each for one in landed], sum(new for _, new in each)
 
 
 def landing(

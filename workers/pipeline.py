@@ -115,28 +115,35 @@ def process(jobs: Sequence[Job], parts: Parts) -> dict[UUID, Fate]:
     return {job.raw.id: away for job in left} | batch.fates
 
 
-def straight(jobs: Sequence[Job], parts: Parts, *, in_turns: bool = False) -> dict[UUID, Fate] | None:
-    """Deliveries that have not landed yet, and ask nobody, land together with what they say; what becomes of each.
+@dataclass(frozen=True, slots=True)
+class Straight:
+    """How far deliveries came that land together with what they say."""
+
+    fates: Mapping[UUID, Fate]
+    """Of those that were written; nothing was written of the others."""
+    trouble: DeliveryError | None = None
+    """Why the others need not be tried another way now: PostgreSQL is away, or the task's time is over."""
+
+
+def straight(jobs: Sequence[Job], parts: Parts, *, in_turns: bool = False) -> Straight:
+    """Deliveries that have not landed yet, and ask nobody, land together with what they say.
 
     `in_turns`: those that must see what another left go after it, in a transaction of their own; otherwise there must
-    be none. What is left out, from the first turn on that has something out of the ordinary, was not written: it lands
-    first then, one step after the other, and each has a fate of its own. None: that is all of them.
-    Why: docs/decisions/0011-landed-with-what-it-says.md.
-
-    Raises DatabaseTrouble while PostgreSQL is away, and ProviderUnavailable where the task's time is over.
+    be none. From the first turn on that has something out of the ordinary, nothing is written: it lands first then, one
+    step after the other, and each has a fate of its own (docs/decisions/0011-landed-with-what-it-says.md).
     """
     batch = _Batch(parts, until=parts.clock())
     try:
         batch.straight(jobs, in_turns=in_turns)
-        return batch.fates or None
+        return Straight(batch.fates)
     except Exception as error:  # noqa: BLE001  whatever it is, it shows again on the other way, and is told there
         found = parts.meaning(error)
     out_of_time = isinstance(found, ProviderUnavailable)  # nobody was asked
     if out_of_time or (isinstance(found, DatabaseTrouble) and not parts.store.reachable()):
-        raise found
+        return Straight(batch.fates, trouble=found)
     left = [job for job in jobs if job.raw.id not in batch.fates]
     log.info("not-straight", reason=found.reason, error=str(found), **_named(left))
-    return batch.fates or None
+    return Straight(batch.fates)
 
 
 def _stopped(jobs: Sequence[Job], parts: Parts, trouble: DeliveryError, *, alone: bool) -> dict[UUID, Fate]:

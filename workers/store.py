@@ -207,9 +207,10 @@ class Store:
 
     # --- landing and holding ---
 
-    def land(self, landings: Sequence[Landing], now: datetime, *, attempts: int = 0) -> None:
-        """Puts raw requests into `deliveries`, due now, begun so often; one that is there already is left as it is."""
-        self._landed(landings, attempts=attempts, due=now)
+    def land(self, landings: Sequence[Landing], now: datetime, *, attempts: int = 0) -> set[UUID]:
+        """Puts raw requests into `deliveries`, due now, begun so often; one that is there already is left as it is. The
+        ids of those that were not."""
+        return self._landed(landings, attempts=attempts, due=now)
 
     def take(self, landings: Sequence[Landing], delivery_ids: Sequence[UUID], now: datetime) -> list[Job]:
         """Puts raw requests into `deliveries`, and takes hold of those and of all others that are due, in the order

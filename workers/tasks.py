@@ -37,7 +37,7 @@ from workers.flower import Outcome, tell
 from workers.greed import MOST, MOST_ASKING, filled_up, ids_of
 from workers.inbox import Inbox
 from workers.job import ComesBack, Fate, Job, Landing, fresh_job
-from workers.land import are_whole, are_young, arrivals, pick_up, take
+from workers.land import are_new, are_whole, arrivals, pick_up, take
 from workers.provider import Provider
 from workers.seal import Seal
 from workers.slots import Slots
@@ -234,35 +234,39 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
     try:
         landings = arrivals(ids, shop.inbox, parts.config, parts.providers, now())
         if queue not in shop.asking and are_whole(ids, landings):
-            jobs, fates = _straight(landings, shop, queue)
+            found = _straight(landings, shop, queue)
+            fates |= found.fates
+            shop.inbox.landed(*fates)
+            jobs += [fresh_job(one) for one in landings if one.raw.id in fates]
             left = [one for one in ids if one not in fates]
-            landings = [one for one in landings if one.raw.id not in fates]
+            if found.trouble is not None:
+                raise found.trouble
+        landings = [one for one in landings if one.raw.id not in fates]
         rest = take(left, landings, shop.inbox, shop.store, now()) if left else []
     except (DeliveryError, RedisError) as error:
-        found = meaning(error)
-        log.warning("not-taken", deliveries=len(left), first=left[0], reason=found.reason, error=str(found))
-        return jobs, fates | dict.fromkeys(left, ComesBack(at=now() + SOON, error=found))
+        trouble = meaning(error)
+        log.warning("not-taken", deliveries=len(left), first=left[0], reason=trouble.reason, error=str(trouble))
+        return jobs, fates | dict.fromkeys(left, ComesBack(at=now() + SOON, error=trouble))
     jobs += rest
     observed.landed(jobs, began)
     return jobs, fates | pipeline.process(rest, parts)
 
 
-def _straight(landings: Sequence[Landing], shop: Workshop, queue: str | None) -> tuple[list[Job], dict[UUID, Fate]]:
-    """Those that land together with what they say, and what becomes of them.
+def _straight(landings: Sequence[Landing], shop: Workshop, queue: str | None) -> pipeline.Straight:
+    """How far they come by landing together with what they say.
 
     If we died of them, the sweeper would find those that are young and whose queue is idle; and nobody has tried those
     before. All others are noted before we begin: they must be found while their queue is busy, and be counted.
     """
     jobs, ids = [fresh_job(one) for one in landings], [one.raw.id for one in landings]
-    idle = len(ids) < MOST and are_young(ids, now()) and (queue is None or not shop.redis.llen(queue))
+    idle = len(ids) < MOST and are_new(ids, landings, now()) and (queue is None or not shop.redis.llen(queue))
     if not idle:
         try:
             shop.inbox.take_in_hand(ids, now() + LEASE)
-        except RedisError:  # full, say: it must be emptied all the same
-            return [], {}
-    fates = pipeline.straight(jobs, shop.parts, in_turns=not idle) or {}
-    shop.inbox.landed(*fates)
-    return [job for job in jobs if job.raw.id in fates], fates
+        except RedisError as error:  # full, say: it must be emptied all the same
+            log.info("not-noted", deliveries=len(ids), first=ids[0], error=type(error).__name__)
+            return pipeline.Straight({})
+    return pipeline.straight(jobs, shop.parts, in_turns=not idle)
 
 
 def meaning(error: Exception) -> DeliveryError:
@@ -310,13 +314,15 @@ def sweep_up() -> int:
     """Nudges what was left behind; how many."""
     shop = workshop()
     shop.circuits.wake_latecomers()
+    nudged = sweep.sweep(shop.inbox, shop.store, shop.parts.config, shop.redis, now())
     _pick_up(shop)
-    return sweep.sweep(shop.inbox, shop.store, shop.parts.config, shop.redis, now())
+    return nudged
 
 
 def _pick_up(shop: Workshop) -> None:
-    """What a worker had in hand that died lands, and is found due by the sweep that follows."""
+    """What a worker that died had in hand lands, and the next sweep finds it due."""
     try:
-        pick_up(shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
-    except (DeliveryError, RedisError) as error:
-        log.warning("sweep-failed", error=meaning(error).reason)
+        if shop.inbox.dropped(now()) and shop.store.reachable():
+            pick_up(shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
+    except RedisError as error:
+        log.warning("sweep-failed", error=type(error).__name__)
