@@ -33,7 +33,7 @@ ENDED_WITHIN: Final = 60.0
 FOUND_WITHIN: Final = 20.0
 """Seconds until the last acknowledged request must be in the inbox: what went to the spool is drained by then."""
 MEMORY_REQUESTS: Final = 20_000
-REFUSED: Final = 0.02
+FEW: Final = 0.02
 """The share of 503 beside the acknowledged up to which a round is one."""
 DISTURBED: Final = 0.1
 """The share of a core from which on it is told that others used it."""
@@ -206,7 +206,7 @@ def answered(said: str, server: str) -> Load:
         load = Load(**json.loads(said))
     except ValueError:
         raise Refused(f"{server}: the client failed: {said.strip()}") from None
-    if set(load.others) - {NOT_NOW} or refused(load) > REFUSED * load.acked:
+    if set(load.others) - {NOT_NOW} or refused(load) > FEW * load.acked:
         ends = ", ".join(f"{many} × {end}" for end, many in load.others.items())
         raise Refused(f"{server}: not every request was answered 200: {ends}")
     return load

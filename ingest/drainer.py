@@ -65,10 +65,10 @@ class Drainer:
                 await asyncio.sleep(pause)
 
     async def _until_mended(self, patience: float) -> None:
-        self._keeper.mended.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self._keeper.mended.wait()
+        self._keeper.mended.clear()  # not before: it may have come while the last round went on
 
     async def _went_well(self) -> bool:
         """A round; whatever goes wrong with it, the next one may go better."""

@@ -469,6 +469,27 @@ def test_with_postgresql_away_nothing_is_put_down(world: World, redis: Redis, sh
     assert _picked_up(world, redis, at=now() + LEASE) == 3
 
 
+def test_a_hand_that_cannot_be_picked_up_now_keeps_no_other_one_waiting(
+    world: World, redis: Redis, shop: Workshop
+) -> None:
+    """Somebody holds its rows, say; its note stays."""
+    stuck, fine = backlog(world, redis, 3), backlog(world, redis, 3)
+    for ids in (stuck, fine):
+        with pytest.raises(SystemExit):
+            _worked_on(ids, dying(shop), "timekit")
+
+    class Held(Store):
+        def land(self, landings: Any, moment: Any, **how: Any) -> set[UUID]:
+            if stuck[0] in [one.raw.id for one in landings]:
+                raise DatabaseTrouble("postgres: LockNotAvailable")
+            return super().land(landings, moment, **how)
+
+    later = now() + LEASE
+    assert _picked_up(world, redis, at=later, store=Held(world.engine)) == 3
+    assert list(shop.inbox.dropped(later).values()) == [stuck]
+    assert set(Inbox(redis).get_all([*stuck, *fine])) == set(stuck)
+
+
 @pytest.mark.parametrize("note", [b"", b"soon", b"\xff", b"nan", b"1 no-id"])
 def test_a_note_that_nobody_can_read_keeps_no_other_from_being_picked_up(
     note: bytes, world: World, redis: Redis, shop: Workshop, monkeypatch: pytest.MonkeyPatch

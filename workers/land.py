@@ -86,10 +86,13 @@ def _alone(delivery_id: UUID, landings: Sequence[Landing], inbox: Inbox, store: 
 def pick_up(inbox: Inbox, store: Store, config: Config, providers: Mapping[str, Provider], now: datetime) -> int:
     """Lands what a worker had in hand that has died of it, or of something else: as begun once, and due; how many.
 
-    Raises RedisError. A hand that PostgreSQL does not take now is looked at another time.
+    Raises RedisError. What PostgreSQL does not take now is looked at another time.
     """
+    dropped = inbox.dropped(now)
+    if not dropped or not store.reachable():
+        return 0
     count = 0
-    for hand, ids in inbox.dropped(now).items():
+    for hand, ids in dropped.items():
         landings = arrivals(ids, inbox, config, providers, now)
         try:
             landed, new = _picked_up(landings, store, now)

@@ -234,10 +234,11 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
     try:
         landings = arrivals(ids, shop.inbox, parts.config, parts.providers, now())
         if queue not in shop.asking and are_whole(ids, landings):
-            found = _straight(landings, shop, queue)
+            fresh = [fresh_job(one) for one in landings]
+            found = _straight(fresh, landings, shop, queue)
             fates |= found.fates
             shop.inbox.landed(*fates)
-            jobs += [fresh_job(one) for one in landings if one.raw.id in fates]
+            jobs += [job for job in fresh if job.raw.id in fates]
             left = [one for one in ids if one not in fates]
             if found.trouble is not None:
                 raise found.trouble
@@ -252,13 +253,13 @@ def _worked_on(ids: Sequence[UUID], shop: Workshop, queue: str | None = None) ->
     return jobs, fates | pipeline.process(rest, parts)
 
 
-def _straight(landings: Sequence[Landing], shop: Workshop, queue: str | None) -> pipeline.Straight:
+def _straight(jobs: Sequence[Job], landings: Sequence[Landing], shop: Workshop, queue: str | None) -> pipeline.Straight:
     """How far they come by landing together with what they say.
 
     If we died of them, the sweeper would find those that are young and whose queue is idle; and nobody has tried those
     before. All others are noted before we begin: they must be found while their queue is busy, and be counted.
     """
-    jobs, ids = [fresh_job(one) for one in landings], [one.raw.id for one in landings]
+    ids = [job.raw.id for job in jobs]
     idle = len(ids) < MOST and are_new(ids, landings, now()) and (queue is None or not shop.redis.llen(queue))
     if not idle:
         try:
@@ -322,7 +323,6 @@ def sweep_up() -> int:
 def _pick_up(shop: Workshop) -> None:
     """What a worker that died had in hand lands, and the next sweep finds it due."""
     try:
-        if shop.inbox.dropped(now()) and shop.store.reachable():
-            pick_up(shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
+        pick_up(shop.inbox, shop.store, shop.parts.config, shop.parts.providers, now())
     except RedisError as error:
         log.warning("sweep-failed", error=type(error).__name__)
